@@ -1,0 +1,1 @@
+"""Caravan: what is paid for is delivered."""
