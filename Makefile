@@ -1,0 +1,35 @@
+# Every target installs what it needs; `make` alone lists them.
+.DEFAULT_GOAL := help
+.PHONY: help setup run test lint screens lock
+BIN := .venv/bin
+LOCK := $(BIN)/uv pip compile --quiet --no-header --generate-hashes --no-emit-index-url --python-version 3.11
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: ## install everything for developing into .venv
+	@tools/env dev
+
+run: ## the whole platform with demo data; ARGS="--port 8123 --data DIR" is handed on
+	@tools/env run
+	@exec $(BIN)/caravan up --demo $(ARGS)
+
+test: ## the tests; ARGS="-k name" is handed on to pytest
+	@tools/env dev
+	@$(BIN)/pytest --ignore=tests/browser $(ARGS)
+
+lint: ## ruff, basedpyright, import-linter, migration lint
+	@tools/env dev
+	@$(BIN)/ruff check
+	@$(BIN)/basedpyright
+	@$(BIN)/lint-imports --no-timing
+	@ls src/caravan/db/migrations/*.sql >/dev/null 2>&1 && $(BIN)/squawk src/caravan/db/migrations/*.sql || test ! -d src/caravan/db/migrations
+
+screens: ## the browser tests; writes build/screens/*.png
+	@tools/env screens
+	@$(BIN)/pytest tests/browser $(ARGS)
+
+lock: ## compile the requirement files anew, with hashes; ARGS="--upgrade" for newer versions
+	@tools/env dev
+	@cd requirements && ../$(LOCK) $(ARGS) run.in -o run.txt
+	@cd requirements && ../$(LOCK) $(ARGS) -c run.txt dev.in -o dev.txt

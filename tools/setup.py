@@ -1,0 +1,168 @@
+"""Makes .venv and keeps it equal to requirements/: `setup.py run|dev|screens`.
+
+Runs on a bare Python (standard library only). Where nothing has changed it compares one hash and is done;
+otherwise it shows its steps and keeps pip's noise in build/setup.log. Two at once wait for each other.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from threading import Event, Thread
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+PYTHON = VENV / "bin" / "python"
+LOG = ROOT / "build" / "setup.log"
+REQUIREMENTS = {"run": "run.txt", "dev": "dev.txt", "screens": "dev.txt"}
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
+
+
+class SetupFailed(Exception):
+    pass
+
+
+def fingerprint(name: str) -> str:
+    """Changes when an installed environment no longer fits: other locks, another entry point, a moved clone."""
+    project = (ROOT / "pyproject.toml").read_text().partition("[tool.")[0]
+    locked = (ROOT / "requirements" / name).read_bytes()
+    return hashlib.sha256(b"\0".join([str(ROOT).encode(), project.encode(), locked])).hexdigest()
+
+
+def stamp(name: str) -> Path:
+    return VENV / f".installed-{name}"
+
+
+def is_current(name: str) -> bool:
+    try:
+        return stamp(name).read_text() == fingerprint(name) and PYTHON.exists()
+    except FileNotFoundError:
+        return False
+
+
+class Steps:
+    """`[1/3] Python environment ... 12 s`, counting on a terminal, one finished line elsewhere."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.number = 0
+
+    def run(self, title: str, *commands: list[str]) -> None:
+        self.number += 1
+        head = f"[{self.number}/{self.total}] {title} ..."
+        started = time.monotonic()
+        finished = Event()
+
+        def count() -> None:
+            while not finished.wait(1):
+                print(f"\r{head} {time.monotonic() - started:.0f} s", end="", flush=True)
+
+        print(head, end="", flush=True)
+        counter = Thread(target=count, daemon=True)
+        if sys.stdout.isatty():
+            counter.start()
+        try:
+            for command in commands:
+                self._execute(command)
+        except SetupFailed:
+            print(" failed", flush=True)
+            raise
+        finally:
+            finished.set()
+        if sys.stdout.isatty():
+            counter.join()
+            print(f"\r{head}", end="")
+        print(f" {time.monotonic() - started:.0f} s", flush=True)
+
+    def _execute(self, command: list[str]) -> None:
+        with LOG.open("a") as log:
+            log.write(f"\n$ {' '.join(command)}\n")
+            log.flush()
+            result = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=ROOT, check=False)
+        if result.returncode != 0:
+            raise SetupFailed
+
+
+def apt_get_install(package: str) -> list[list[str]]:
+    quiet = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-q", "-y"]
+    return [[*quiet, "update"], [*quiet, "install", "--no-install-recommends", package]]
+
+
+def can_apt_get() -> bool:
+    return os.geteuid() == 0 and shutil.which("apt-get") is not None
+
+
+def base_python() -> str:
+    """The interpreter behind this one, when we run inside the environment that is to be replaced."""
+    return getattr(sys, "_base_executable", None) or sys.executable
+
+
+def venv_is_usable() -> bool:
+    """A moved clone leaves scripts that point to the old place; a removed Python leaves a dead link."""
+    pip = VENV / "bin" / "pip"
+    return PYTHON.exists() and pip.exists() and str(VENV).encode() in pip.read_bytes()[:300]
+
+
+def has_venv_module(python: str) -> bool:
+    return subprocess.run([python, "-c", "import ensurepip, venv"], capture_output=True, check=False).returncode == 0
+
+
+def install(name: str) -> None:
+    python = base_python()
+    make_venv = not venv_is_usable()
+    needs_debian = make_venv and not has_venv_module(python)
+    if needs_debian and not can_apt_get():
+        raise SystemExit("This Python cannot make virtual environments: install python3-venv and try again.")
+    steps = Steps(2 + make_venv + needs_debian)
+    if needs_debian:
+        steps.run("Debian's python3-venv", *apt_get_install("python3-venv"))
+    if make_venv:
+        steps.run("Python environment", [python, "-m", "venv", "--clear", str(VENV)])
+    pip = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--no-deps"]
+    count = (ROOT / "requirements" / name).read_text().count("==")
+    steps.run(f"{count} packages", [*pip, "--require-hashes", "-r", f"requirements/{name}"])
+    steps.run("Caravan", [*pip, "--no-build-isolation", "-e", "."])
+    stamp(name).write_text(fingerprint(name))
+    if name == "dev.txt":  # it holds all of run.txt
+        stamp("run.txt").write_text(fingerprint("run.txt"))
+
+
+def install_chromium() -> None:
+    """For the browser tests. Where we may not or cannot, the tests say what is missing."""
+    if any(shutil.which(name) for name in CHROMIUM_NAMES) or not can_apt_get():
+        return
+    try:
+        Steps(1).run("Debian's chromium", *apt_get_install("chromium"))
+    except SetupFailed:
+        print(f"Could not install chromium; see {LOG.relative_to(ROOT)}.", file=sys.stderr)
+
+
+def main() -> int:
+    target = sys.argv[1]
+    name = REQUIREMENTS[target]
+    if is_current(name) and target != "screens":
+        return 0
+    LOG.parent.mkdir(exist_ok=True)
+    with (LOG.parent / "setup.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            if not is_current(name):  # another make may just have done it
+                LOG.write_text("")
+                install(name)
+            if target == "screens":
+                install_chromium()
+        except SetupFailed:
+            tail = LOG.read_text().splitlines()[-15:]
+            print("\n".join(tail), f"\nSetting up failed; all of it is in {LOG.relative_to(ROOT)}.", file=sys.stderr)
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
