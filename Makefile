@@ -22,7 +22,7 @@ lint: ## ruff, basedpyright, import-linter, migration lint
 	@tools/env dev
 	@$(BIN)/ruff check
 	@$(BIN)/basedpyright
-	@$(BIN)/lint-imports --no-timing
+	@$(BIN)/lint-imports --no-logo
 	@ls src/caravan/db/migrations/*.sql >/dev/null 2>&1 && $(BIN)/squawk src/caravan/db/migrations/*.sql || test ! -d src/caravan/db/migrations
 
 screens: ## the browser tests; writes build/screens/*.png
