@@ -1,0 +1,128 @@
+"""The pool, and the only two ways to open a transaction: `transaction` (a block) and `transact` (a function, retried)."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
+from datetime import datetime
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg.rows import scalar_row
+from psycopg_pool import AsyncConnectionPool
+
+from caravan.db.tx import Tx
+from caravan.errors import is_transient
+
+T = TypeVar("T")
+
+# A frozen process must not hold its locks: PostgreSQL ends a session that sits inside a transaction.
+IDLE_IN_TRANSACTION_SECONDS = 8
+STATEMENT_TIMEOUT_SECONDS = 30
+LOCK_TIMEOUT_SECONDS = 10
+TRANSACT_ATTEMPTS = 8
+
+# One round trip opens the transaction, bounds it and tells its instant. SET LOCAL only: safe behind a pooler.
+BEGIN = (
+    f"begin; set local idle_in_transaction_session_timeout = '{IDLE_IN_TRANSACTION_SECONDS}s';"
+    f" set local statement_timeout = '{STATEMENT_TIMEOUT_SECONDS}s'; set local lock_timeout = '{LOCK_TIMEOUT_SECONDS}s';"
+    " set local jit = off; select now()"
+)
+BEGIN_READ_ONLY = BEGIN.replace("begin;", "begin transaction isolation level repeatable read read only;")
+
+
+class Database:
+    """A pool of connections to one PostgreSQL.
+
+    `on_hints` receives the keys that a committed transaction hinted at; it must not block or raise.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        max_connections: int = 8,
+        on_hints: Callable[[Iterable[str]], None] | None = None,
+    ) -> None:
+        self.url = url
+        self.on_hints = on_hints
+        self._pool: AsyncConnectionPool[psycopg.AsyncConnection[Any]] = AsyncConnectionPool(
+            url,
+            min_size=0,
+            max_size=max_connections,
+            max_idle=60,
+            open=False,
+            timeout=10,
+            # Statements are prepared on the server after their fifth use; a pooler in transaction mode is told apart
+            # by its own setting (max_prepared_statements), see docs/architecture.md.
+            kwargs={"autocommit": True, "application_name": "caravan"},
+        )
+
+    async def open(self) -> Database:
+        await self._pool.open()
+        return self
+
+    async def close(self) -> None:
+        await self._pool.close(timeout=2)
+
+    async def __aenter__(self) -> Database:
+        return await self.open()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    @asynccontextmanager
+    async def transaction(self, source: str = "caravan", *, read_only: bool = False) -> AsyncIterator[Tx]:
+        """Open a transaction; commit on leaving, roll back on any exception (also when the task is cancelled)."""
+        async with self._pool.connection() as connection:
+            now = await _begin(connection, read_only=read_only)
+            tx = Tx(connection, now, source)
+            try:
+                yield tx
+                if tx.flush:
+                    await tx.flush(tx)
+                await connection.execute("commit")
+            except BaseException:
+                # A cancelled task may leave the connection busy; then it is closed, which rolls back too.
+                with suppress(psycopg.Error):
+                    if connection.pgconn.transaction_status == psycopg.pq.TransactionStatus.ACTIVE:
+                        await connection.close()
+                    else:
+                        await connection.execute("rollback")
+                raise
+        if tx.hints and self.on_hints:
+            self.on_hints(tx.hints)
+
+    async def transact(self, work: Callable[[Tx], Awaitable[T]], source: str = "caravan") -> T:
+        """Run `work` in a transaction; run the whole again where the database says that may help."""
+        for attempt in range(1, TRANSACT_ATTEMPTS + 1):
+            try:
+                async with self.transaction(source) as tx:
+                    return await work(tx)
+            except Exception as error:
+                if attempt == TRANSACT_ATTEMPTS or not is_transient(error):
+                    raise
+                await asyncio.sleep(random.uniform(0, min(1.0, 0.01 * 2**attempt)))  # noqa: S311 - jitter
+        raise AssertionError("unreachable")
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+        """A bare autocommit connection: for statements that must stand outside a transaction (NOTIFY, a snapshot)."""
+        async with self._pool.connection() as connection:
+            yield connection
+
+    def stats(self) -> dict[str, int]:
+        """The pool's counters, for metrics."""
+        return dict(self._pool.get_stats())
+
+
+async def _begin(connection: psycopg.AsyncConnection[Any], *, read_only: bool) -> datetime:
+    async with connection.cursor(row_factory=scalar_row) as cursor:
+        await cursor.execute(BEGIN_READ_ONLY if read_only else BEGIN)
+        while cursor.nextset():
+            pass
+        now = await cursor.fetchone()
+    assert isinstance(now, datetime)
+    return now
