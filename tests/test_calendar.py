@@ -75,11 +75,11 @@ def walls(starts: list[datetime], zone_name: str) -> list[str]:
         ("06:00-07:00 PM", "18:00", 60),
         ("6-7am", "06:00", 60),
         ("11-1 PM", "11:00", 120),
-        ("11-12 PM", "11:00", 60),
+        ("12-12:30 PM", "12:00", 30),
+        ("11 AM - 12 PM", "11:00", 60),
         ("12-1 PM", "12:00", 60),
         ("12-1 AM", "00:00", 60),
-        ("11-12 AM", "23:00", 60),  # midnight ends the day
-        ("23:00-24:00", "23:00", 60),
+        ("23:00-24:00", "23:00", 60),  # midnight ends the day
         ("23:00-00:00", "23:00", 60),
         ("11 PM - 12 AM", "23:00", 60),
     ],
@@ -134,6 +134,8 @@ def test_reads_the_ways_people_write_a_slot(text: str, start: str, minutes: int 
         "06:00-18:01",
         "6-6 PM",
         "11-1 AM",
+        "11-12 AM",  # many mix up 12 AM and 12 PM
+        "11-12 PM",
         "6 PM - 7",
         "6 PM - 19:00",
         "18:00 - 7 PM",

@@ -85,7 +85,7 @@ _TYPOGRAPHY: Final = str.maketrans({"\u00a0": " ", "\u2009": " ", "\u202f": " ",
 _SLOT: Final = re.compile(
     r" *(?P<hour>[0-9]{1,2})(?::(?P<minute>[0-9]{2}))?(?: *(?P<half>[AP]M))?"
     r"(?: *(?P<dash>-) *(?P<end_hour>[0-9]{1,2})(?::(?P<end_minute>[0-9]{2}))?(?: *(?P<end_half>[AP]M))?)? *",
-    re.IGNORECASE | re.ASCII,
+    re.IGNORECASE,
 )
 
 
@@ -108,6 +108,8 @@ def parse_slot(text: str) -> Slot:
         raise InvalidSlot(f"The slot {text!r} names AM or PM for its start only: write it for the end too.")
     end = _end_to_minutes(text, end_hour, end_minute, end_half)
     if end_half and not half:
+        if end_hour == "12" and hour != "12":  # so many mix up 12 AM and 12 PM that `11-12 AM` may be meant either way
+            raise InvalidSlot(f"The slot {text!r} can be read in two ways: write AM or PM for its start too.")
         start = _start_sharing_half(text, hour, minute, end)
     else:
         start = _to_minutes(text, hour, minute, half)
@@ -237,7 +239,7 @@ def session_starts(
     # A session of the day before can, moved forward by a jump of the clock, begin on this date.
     earliest = local_date(not_before, pattern.zone_name) - _DAY
     day = max(first_date, earliest)
-    while day < earliest + 3 * _DAY:
+    while day < earliest + 2 * _DAY:  # the date after is later than not_before in any case
         begins = _start_on(day, pattern.start, pattern.zone_name)
         if begins is not None and begins >= not_before:
             break
