@@ -489,6 +489,13 @@ create table outbox_0 partition of outbox for values from (0) to (1000000);
 create table outbox_1 partition of outbox for values from (1000000) to (2000000);
 create table outbox_rest partition of outbox default;
 
+-- Who hears what, as the running release registered it; so that lag can be told also when a worker never ran.
+create table consumer_groups (
+  name text primary key,
+  service text not null,
+  types text[] not null
+);
+
 -- Where a group of consumers is. One row holds some of the group's partitions; a member owns the row while its worker lives.
 -- window_end is null when the window is finished: the next one starts at window_start.
 create table log_cursors (

@@ -1,0 +1,271 @@
+"""The log in PostgreSQL, read by windows between two snapshots.
+
+Ids commit out of order, so a cursor on the id would lose events. Instead a window holds what is visible at its end and
+was not at its start: a late commit simply arrives in a later window, and a long writer stalls nobody. Within a window
+the id orders: a student's events get their ids under the lock of the student's counter, so their order is kept.
+
+A cursor is a position for some of a group's partitions. The worker that owns it locks its row in the transaction of
+the batch, which fences a frozen predecessor; splitting it between two workers needs the same lock, and nothing else.
+Figures: shared research, "The log by windows between snapshots".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+from uuid import UUID
+
+from caravan.db import Database, Tx
+from caravan.eventlog.codec import Envelope
+from caravan.eventlog.outbox import PARTITIONS
+from caravan.ids import new_id
+
+BEGINNING = "3:3:"  # a snapshot that has seen nothing: a new group starts at the oldest event
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """`window_end` is None between windows; within one, `last_id` is the last event done, `highest_id` the last there is.
+
+    `relevant` tells whether the position in memory has moved over events that concern somebody else only, which is
+    not worth a write of its own.
+    """
+
+    id: UUID
+    partitions: tuple[int, ...]
+    window_start: str
+    window_end: str | None
+    last_id: int
+    highest_id: int
+
+    def finished(self) -> Cursor:
+        assert self.window_end is not None
+        return replace(self, window_start=self.window_end, window_end=None, last_id=0, highest_id=0)
+
+
+class Fenced(Exception):
+    """Another worker owns the cursor now: drop it, nothing was done."""
+
+
+SNAPSHOT = "select pg_current_snapshot()::text"
+
+# The ids between which a window's events lie, through the index on xid: from the start's xmax to the end's, plus what
+# was in progress at the start.
+WINDOW_BOUNDS = """
+select min(id), max(id) from (
+  select id from outbox
+  where xid >= pg_snapshot_xmax(%(start)s::pg_snapshot) and xid < pg_snapshot_xmax(%(end)s::pg_snapshot)
+    and pg_visible_in_snapshot(xid, %(end)s::pg_snapshot)
+  union all
+  select id from outbox
+  where xid = any(array(select pg_snapshot_xip(%(start)s::pg_snapshot)))
+    and pg_visible_in_snapshot(xid, %(end)s::pg_snapshot)
+) as event
+"""
+
+
+async def open_window(db: Database, cursor: Cursor) -> Cursor:
+    """A cursor with a window to read, or without one where nothing has been said since.
+
+    The snapshot is taken outside any transaction of ours: one that had written would count itself as seen.
+    """
+    async with db.connection() as connection:
+        row = await (await connection.execute(SNAPSHOT)).fetchone()
+        assert row is not None
+        end: str = row[0]
+        if end == cursor.window_start:
+            return cursor
+        bounds = await (
+            await connection.execute(WINDOW_BOUNDS, {"start": cursor.window_start, "end": end}, prepare=True)
+        ).fetchone()
+    assert bounds is not None
+    lowest, highest = bounds
+    if lowest is None:
+        return replace(cursor, window_start=end)
+    return replace(cursor, window_end=end, last_id=lowest - 1, highest_id=highest)
+
+
+# The owner locks its cursor for the batch: whoever wants to take it over waits, or is already recorded here.
+LOCK_CURSOR = """
+select partitions from log_cursors
+where id = %(id)s and owner = %(owner)s and owner_incarnation = %(incarnation)s for no key update
+"""
+
+
+async def lock_cursor(tx: Tx, cursor: Cursor, owner: str, incarnation: UUID) -> Cursor:
+    """The cursor with its present partitions (another worker may have taken half of them); raises Fenced."""
+    partitions = await tx.value(LOCK_CURSOR, {"id": cursor.id, "owner": owner, "incarnation": incarnation})
+    if partitions is None:
+        raise Fenced(f"cursor {cursor.id} belongs to another worker")
+    return replace(cursor, partitions=tuple(partitions))
+
+
+# One page of a window, for the partitions of a cursor: what the group hears, and what nobody knows (to be parked).
+READ_PAGE = """
+select id, event_id, source, type, subject, occurred_at, data, correlation_id, causation_id, partition_key,
+       traceparent, data_version
+from outbox
+where id > %(last_id)s and id <= %(highest_id)s and partition = any(%(partitions)b::smallint[])
+  and (type = any(%(types)b::text[]) or type <> all(%(known)b::text[]))
+  and pg_visible_in_snapshot(xid, %(end)s::pg_snapshot) and not pg_visible_in_snapshot(xid, %(start)s::pg_snapshot)
+order by id limit %(limit)s
+"""
+
+
+async def read_page(tx: Tx, cursor: Cursor, types: list[str], known: list[str], limit: int) -> list[tuple[int, Envelope]]:
+    """The next events of the open window with their positions, at most `limit`."""
+    rows = await tx.tuples(
+        READ_PAGE,
+        {
+            "last_id": cursor.last_id,
+            "highest_id": cursor.highest_id,
+            "partitions": list(cursor.partitions),
+            "types": types,
+            "known": known,
+            "start": cursor.window_start,
+            "end": cursor.window_end,
+            "limit": limit,
+        },
+    )
+    return [(row[0], _envelope(row)) for row in rows]
+
+
+def _envelope(row: tuple[Any, ...]) -> Envelope:
+    return Envelope(
+        id=row[1],
+        source=row[2],
+        type=row[3],
+        subject=row[4],
+        time=row[5],
+        data=row[6],
+        correlationid=row[7],
+        causationid=row[8],
+        partitionkey=row[9],
+        traceparent=row[10],
+        dataversion=row[11],
+    )
+
+
+# Note how far the group is: in the transaction of the effect.
+MOVE_CURSOR = """
+update log_cursors set window_start = %(start)s::pg_snapshot, window_end = %(end)s::pg_snapshot, last_id = %(last_id)s,
+  highest_id = %(highest_id)s, updated_at = now()
+where id = %(id)s
+"""
+
+
+async def move_cursor(tx: Tx, cursor: Cursor) -> None:
+    await tx.execute(
+        MOVE_CURSOR,
+        {
+            "id": cursor.id,
+            "start": cursor.window_start,
+            "end": cursor.window_end,
+            "last_id": cursor.last_id,
+            "highest_id": cursor.highest_id,
+        },
+    )
+
+
+# ------------------------------------------------------------------ membership
+
+LOCK_GROUP = "select pg_advisory_xact_lock(hashtextextended('log group ' || %(group)s, 0))"
+
+CREATE_CURSOR = """
+insert into log_cursors (id, consumer_group, partitions, window_start)
+select %(id)s, %(group)s, %(partitions)b::smallint[], %(start)s::pg_snapshot
+where not exists (select from log_cursors where consumer_group = %(group)s)
+"""
+
+# What nobody owns: never owned, given back, or its owner's lease is over by the database's clock; and what an earlier
+# life of this same worker owned. A row that its owner holds locked is left for the next time.
+TAKE_CURSORS = """
+update log_cursors set owner = %(owner)s, owner_incarnation = %(incarnation)s
+where id in (
+  select c.id from log_cursors c
+  where c.consumer_group = %(group)s and (c.owner, c.owner_incarnation) is distinct from (%(owner)s, %(incarnation)s)
+    and (c.owner is null or c.owner = %(owner)s or not exists (
+      select from workers w
+      where w.name = c.owner and w.incarnation = c.owner_incarnation and w.expires_at > clock_timestamp()))
+  order by c.id for update skip locked)
+"""
+
+LIST_OWN_CURSORS = """
+select id, partitions, window_start::text, window_end::text, last_id, highest_id from log_cursors
+where consumer_group = %(group)s and owner = %(owner)s and owner_incarnation = %(incarnation)s order by id for update
+"""
+
+# The largest share of somebody else, to be halved; waits for the batch that holds it.
+LOCK_LARGEST_CURSOR = """
+select id, partitions from log_cursors
+where consumer_group = %(group)s and cardinality(partitions) > 1
+order by cardinality(partitions) desc, id limit 1 for update
+"""
+
+SHRINK_CURSOR = "update log_cursors set partitions = %(partitions)b::smallint[] where id = %(id)s"
+
+SPLIT_CURSOR = """
+insert into log_cursors (id, consumer_group, partitions, window_start, window_end, last_id, highest_id, owner,
+                         owner_incarnation)
+select %(new_id)s, consumer_group, %(partitions)b::smallint[], window_start, window_end, last_id, highest_id, %(owner)s,
+       %(incarnation)s
+from log_cursors where id = %(id)s
+"""
+
+DELETE_CURSOR = "delete from log_cursors where id = %(id)s"
+
+
+async def join_group(tx: Tx, group: str, owner: str, incarnation: UUID) -> list[Cursor]:
+    """The cursors that this worker owns from now on: free ones, its own of before, or half of the largest share."""
+    key = {"group": group, "owner": owner, "incarnation": incarnation}
+    await tx.value(LOCK_GROUP, {"group": group})
+    await tx.execute(
+        CREATE_CURSOR,
+        {"id": new_id(), "group": group, "partitions": list(range(PARTITIONS)), "start": BEGINNING},
+    )
+    await tx.execute(TAKE_CURSORS, key)
+    mine = await _own(tx, key)
+    if not mine:
+        await _split_largest(tx, key)
+        mine = await _own(tx, key)
+    return await _merge(tx, mine)
+
+
+async def _own(tx: Tx, key: dict[str, Any]) -> list[Cursor]:
+    rows = await tx.tuples(LIST_OWN_CURSORS, key)
+    return [Cursor(row[0], tuple(row[1]), *row[2:]) for row in rows]
+
+
+async def _split_largest(tx: Tx, key: dict[str, Any]) -> None:
+    largest = await tx.find(LOCK_LARGEST_CURSOR, {"group": key["group"]})
+    if largest is None:
+        return
+    kept, given = largest["partitions"][::2], largest["partitions"][1::2]
+    await tx.execute(SHRINK_CURSOR, {"id": largest["id"], "partitions": kept})
+    await tx.execute(SPLIT_CURSOR, {**key, "id": largest["id"], "new_id": new_id(), "partitions": given})
+
+
+async def _merge(tx: Tx, mine: list[Cursor]) -> list[Cursor]:
+    """Cursors of one worker that stand at the same place become one: one poll then serves them all."""
+    kept: dict[tuple[str, str | None, int], Cursor] = {}
+    for cursor in mine:
+        place = (cursor.window_start, cursor.window_end, cursor.last_id)
+        twin = kept.get(place)
+        if twin is None:
+            kept[place] = cursor
+            continue
+        kept[place] = replace(twin, partitions=tuple(sorted(twin.partitions + cursor.partitions)))
+        await tx.execute(SHRINK_CURSOR, {"id": twin.id, "partitions": list(kept[place].partitions)})
+        await tx.execute(DELETE_CURSOR, {"id": cursor.id})
+    return list(kept.values())
+
+
+LEAVE_GROUP = """
+update log_cursors set owner = null, owner_incarnation = null
+where owner = %(owner)s and owner_incarnation = %(incarnation)s
+"""
+
+
+async def leave_group(tx: Tx, owner: str, incarnation: UUID) -> None:
+    """A clean stop: others need not wait for the lease to end."""
+    await tx.execute(LEAVE_GROUP, {"owner": owner, "incarnation": incarnation})
