@@ -1,0 +1,59 @@
+"""Log lines: one chain for everybody, correlated and without secrets."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import structlog
+
+from caravan import telemetry
+
+
+@pytest.fixture
+def stream() -> Iterator[io.StringIO]:
+    """Where this test's lines go; pytest's own handlers come back afterwards."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    stream = io.StringIO()
+    telemetry.configure_logging(json=True, stream=stream)
+    yield stream
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
+
+
+def lines(stream: io.StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_ours_and_the_libraries_lines_look_alike_and_are_correlated(stream: io.StringIO) -> None:
+    with telemetry.correlate("pay-1"):
+        structlog.get_logger().info("ours", count=3)
+        logging.getLogger("library").warning("theirs %s", 4)
+
+    ours, theirs = lines(stream)
+    assert (ours["event"], ours["count"], ours["correlationId"]) == ("ours", 3, "pay-1")
+    assert (theirs["event"], theirs["level"], theirs["correlationId"]) == ("theirs 4", "warning", "pay-1")
+
+
+@pytest.mark.parametrize("name", ["password", "access_token", "latitude", "Authorization", "webhookSecret", "lon"])
+def test_values_are_hidden_by_name_at_any_depth(stream: io.StringIO, name: str) -> None:
+    structlog.get_logger().info("said", **{name: "hunter2"}, deep=[{"x": {name: "hunter2"}}], fine="shown")
+
+    assert "hunter2" not in stream.getvalue()
+    assert lines(stream)[0]["fine"] == "shown"
+
+
+def test_a_password_in_a_url_is_hidden_also_inside_a_traceback(stream: io.StringIO) -> None:
+    try:
+        raise RuntimeError("cannot reach postgresql://caravan:hunter2@db/caravan")
+    except RuntimeError:
+        structlog.get_logger().exception("failed", url="redis://:hunter2@cache")
+
+    assert "hunter2" not in stream.getvalue()
+    assert "RuntimeError" in lines(stream)[0]["exception"]
