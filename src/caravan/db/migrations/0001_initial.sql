@@ -254,7 +254,8 @@ create table checkouts (
 );
 create index checkouts_student on checkouts (student_id, course_id);
 
--- One attempt to pay a checkout. amount_cents is what the provider is asked for (the price less coins).
+-- One attempt to pay a checkout. amount_cents and currency are what the provider is asked for (the price less coins),
+-- captured_cents and captured_currency what came. checkouts.paid_by names the one payment that may be delivered.
 -- No foreign keys to students and courses: money is recorded even where the rest is missing.
 create table payments (
   id uuid primary key,
@@ -267,6 +268,7 @@ create table payments (
   currency char(3) not null,
   coins int not null default 0 check (coins >= 0),
   captured_cents bigint check (captured_cents >= 0),
+  captured_currency char(3),
   captured_at timestamptz,
   refunded_cents bigint not null default 0 check (refunded_cents >= 0),
   accepted_at timestamptz,
