@@ -44,8 +44,11 @@ def _memory_disk() -> Path | None:
 
 @pytest.fixture
 def data_dir() -> Iterator[Path]:
-    """A fresh `--data` folder, removed afterwards; the test stops what it starts in it."""
-    folder = _make_data_dir()
+    """A fresh `--data` folder, removed afterwards; the test stops what it starts in it.
+
+    Programs may not be executable there (containers mount their memory disk so).
+    """
+    folder = _make_data_dir(_memory_disk())
     yield folder
     shutil.rmtree(folder)
 

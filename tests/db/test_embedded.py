@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -75,6 +76,15 @@ def supervisor(data_dir: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
     if left.is_running():
         left.start()
         left.stop()
+
+
+@pytest.fixture
+def program_dir() -> Iterator[Path]:
+    """A folder for programs, which everybody may enter."""
+    folder = Path(tempfile.mkdtemp(prefix="caravan-test-"))
+    folder.chmod(0o711)
+    yield folder
+    shutil.rmtree(folder)
 
 
 def ask(url: str, query: str) -> object:
@@ -230,14 +240,12 @@ def test_cluster_of_another_version_is_refused(cluster: EmbeddedPostgres) -> Non
     ],
 )
 def test_programs_that_do_not_serve(
-    cluster: EmbeddedPostgres, data_dir: Path, monkeypatch: pytest.MonkeyPatch, program: str | None, message: str
+    cluster: EmbeddedPostgres, program_dir: Path, monkeypatch: pytest.MonkeyPatch, program: str | None, message: str
 ) -> None:
-    folder = data_dir / "bin"
-    folder.mkdir()
     for name in ("postgres", "initdb") if program else ():
-        (folder / name).write_text(program or "")
-        (folder / name).chmod(0o755)
-    monkeypatch.setenv(embedded_binaries.BIN_VARIABLE, str(folder))
+        (program_dir / name).write_text(program or "")
+        (program_dir / name).chmod(0o755)
+    monkeypatch.setenv(embedded_binaries.BIN_VARIABLE, str(program_dir))
     with pytest.raises(NoBinaries, match=message):
         cluster.start()
 
@@ -259,13 +267,14 @@ def test_folder_that_is_a_file(data_dir: Path) -> None:
 
 
 def test_socket_folder_laid_by_somebody_else_is_refused(cluster: EmbeddedPostgres) -> None:
-    cluster.start()
-    cluster.stop()
     folder = cluster._socket_dir()
+    folder.mkdir()
     folder.chmod(0o777)
-    with pytest.raises(FolderNotUsable, match="is not a private folder"):
-        cluster.start()
-    folder.chmod(0o700)
+    try:
+        with pytest.raises(FolderNotUsable, match="is not a private folder"):
+            cluster.start()
+    finally:
+        folder.rmdir()
 
 
 def test_long_folder_names_still_give_a_short_socket(data_dir: Path) -> None:
@@ -295,24 +304,24 @@ def test_as_root_in_a_folder_that_nobody_else_may_enter(tmp_path: Path) -> None:
             shutil.rmtree(cluster.home)
 
 
-def test_programs_are_copied_where_everybody_may_enter(data_dir: Path) -> None:
-    copy = embedded_binaries.copy_of_wheel(data_dir)
+def test_programs_are_copied_where_everybody_may_enter(program_dir: Path) -> None:
+    copy = embedded_binaries.copy_of_wheel(program_dir)
     initdb = embedded_binaries._in_wheel(copy) / "initdb"
     output = subprocess.run([initdb, "--version"], check=True, stdout=subprocess.PIPE).stdout
     assert output.startswith(b"initdb (PostgreSQL)")
     assert all(path.stat().st_mode & 0o005 == 0o005 for path in copy.rglob("*") if path.is_dir())
-    assert embedded_binaries.copy_of_wheel(data_dir) == copy
-    assert [path.name for path in data_dir.iterdir()] == [copy.name]  # no scratch left
+    assert embedded_binaries.copy_of_wheel(program_dir) == copy
+    assert [path.name for path in program_dir.iterdir()] == [copy.name]  # no scratch left
 
 
-def test_as_an_ordinary_user(data_dir: Path) -> None:
+def test_as_an_ordinary_user(program_dir: Path) -> None:
     """Root's test run repeats the start as `nobody`, everything in that user's own folder."""
     needs.root()
     nobody = pwd.getpwnam("nobody")
-    own = data_dir / "own"
+    own = program_dir / "own"
     own.mkdir()
     # The virtual environment may lie where nobody can't go: hand over copies of what the launcher imports.
-    library = data_dir / "library"
+    library = program_dir / "library"
     for package in ("psycopg", "psycopg_binary", "psycopg_binary.libs", "typing_extensions.py"):
         found = Path(psycopg.__file__).parents[1] / package
         if found.is_dir():
@@ -323,7 +332,7 @@ def test_as_an_ordinary_user(data_dir: Path) -> None:
         (library / "caravan" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(SOURCE / "caravan" / name, library / "caravan" / name)
     (library / "caravan" / "db" / "__init__.py").touch()
-    programs = embedded_binaries._in_wheel(embedded_binaries.copy_of_wheel(data_dir))
+    programs = embedded_binaries._in_wheel(embedded_binaries.copy_of_wheel(program_dir))
     shutil.chown(own, nobody.pw_uid, nobody.pw_gid)
     script = """
 import os, sys

@@ -195,6 +195,7 @@ class EmbeddedPostgres:
         if self._lock is None:
             return
         postmaster = self._find_postmaster()
+        socket_dir = Path(postmaster.socket_dir) if postmaster else self._socket_dir()
         pid = postmaster.pid if postmaster else None
         if self._process is not None and self._process.poll() is None:
             pid = self._process.pid
@@ -202,6 +203,10 @@ class EmbeddedPostgres:
             for how in (signal.SIGINT, signal.SIGQUIT):  # fast; then at once, with recovery at the next start
                 if self._signal_and_wait(pid, how):
                     break
+            try:
+                socket_dir.rmdir()
+            except OSError:
+                pass  # not empty: a server that we could not stop
         self._process = None
         os.close(self._lock)
         self._lock = None
