@@ -55,7 +55,7 @@ create index auth_tokens_account on auth_tokens (account_id);
 create table realtime_tickets (
   ticket_hash bytea primary key,
   account_id uuid not null references accounts,
-  token_hash bytea not null references auth_tokens on delete cascade,
+  token_hash bytea references auth_tokens on delete cascade,
   expires_at timestamptz not null
 );
 create index realtime_tickets_token on realtime_tickets (token_hash);
