@@ -114,7 +114,8 @@ async def lock_undelivered(tx: Tx, payment_ids: Sequence[UUID]) -> dict[UUID, Un
 # Store a reason where it differs from the stored one; a hold is never overwritten. Returns the changed rows.
 STORE_REASONS = """
 with given as (
-  select * from unnest(%(payment_ids)b::uuid[], %(reasons)b::text[], %(details)b::text[]) as g(payment_id, reason, detail)
+  select * from unnest(%(payment_ids)b::uuid[], %(reasons)b::text[], %(details)b::text[])
+    as g(payment_id, reason, detail)
 )
 update undelivered u set reason = g.reason, detail = g.detail::jsonb,
   reason_since = case when u.reason is not distinct from g.reason then u.reason_since else %(now)s end
@@ -246,7 +247,7 @@ async def _announce_unblocked(tx: Tx, rows: list[dict[str, Any]], stage: Stage) 
 async def _purchases(tx: Tx, payment_ids: list[UUID]) -> dict[UUID, UUID]:
     if not payment_ids:
         return {}
-    return {payment: purchase for payment, purchase in await tx.tuples(PURCHASES_OF_PAYMENTS, {"payment_ids": payment_ids})}
+    return dict(await tx.tuples(PURCHASES_OF_PAYMENTS, {"payment_ids": payment_ids}))
 
 
 # The payments that wait for one of some reasons, oldest first.

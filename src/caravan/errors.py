@@ -1,4 +1,4 @@
-"""What can go wrong, in three kinds: expected (DomainError), transient (retry the whole transaction), bug (the rest)."""
+"""What can go wrong: expected (DomainError), transient (run the whole transaction again), bug (the rest)."""
 
 from __future__ import annotations
 

@@ -1,15 +1,16 @@
-"""The pool, and the only two ways to open a transaction: `transaction` (a block) and `transact` (a function, retried)."""
+"""The pool, and the only two ways to open a transaction: `transaction`, a block; `transact`, a function, retried."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from typing import Any, TypeVar
 
 import psycopg
+from psycopg import sql
 from psycopg.rows import scalar_row
 from psycopg_pool import AsyncConnectionPool
 
@@ -25,12 +26,14 @@ LOCK_TIMEOUT_SECONDS = 10
 TRANSACT_ATTEMPTS = 8
 
 # One round trip opens the transaction, bounds it and tells its instant. SET LOCAL only: safe behind a pooler.
-BEGIN = (
-    f"begin; set local idle_in_transaction_session_timeout = '{IDLE_IN_TRANSACTION_SECONDS}s';"
-    f" set local statement_timeout = '{STATEMENT_TIMEOUT_SECONDS}s'; set local lock_timeout = '{LOCK_TIMEOUT_SECONDS}s';"
-    " set local jit = off; select now()"
+BOUNDS_AND_INSTANT = sql.SQL(
+    "set local idle_in_transaction_session_timeout = {idle}; set local statement_timeout = {statement};"
+    " set local lock_timeout = {lock}; set local jit = off; select now()"
+).format(
+    idle=f"{IDLE_IN_TRANSACTION_SECONDS}s", statement=f"{STATEMENT_TIMEOUT_SECONDS}s", lock=f"{LOCK_TIMEOUT_SECONDS}s"
 )
-BEGIN_READ_ONLY = BEGIN.replace("begin;", "begin transaction isolation level repeatable read read only;")
+BEGIN = (sql.SQL("begin; ") + BOUNDS_AND_INSTANT).as_bytes()
+BEGIN_READ_ONLY = (sql.SQL("begin isolation level repeatable read read only; ") + BOUNDS_AND_INSTANT).as_bytes()
 
 
 class Database:
@@ -74,7 +77,7 @@ class Database:
         await self.close()
 
     @asynccontextmanager
-    async def transaction(self, source: str = "caravan", *, read_only: bool = False) -> AsyncIterator[Tx]:
+    async def transaction(self, source: str = "caravan", *, read_only: bool = False) -> AsyncGenerator[Tx]:
         """Open a transaction; commit on leaving, roll back on any exception (also when the task is cancelled)."""
         async with self._pool.connection() as connection:
             now = await _begin(connection, read_only=read_only)
@@ -108,7 +111,7 @@ class Database:
         raise AssertionError("unreachable")
 
     @asynccontextmanager
-    async def connection(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+    async def connection(self) -> AsyncGenerator[psycopg.AsyncConnection[Any]]:
         """A bare autocommit connection: for statements that must stand outside a transaction (NOTIFY, a snapshot)."""
         async with self._pool.connection() as connection:
             yield connection

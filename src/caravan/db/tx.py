@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,7 +11,7 @@ from uuid import UUID
 
 import psycopg
 from psycopg import sql
-from psycopg.rows import RowFactory, args_row, class_row, dict_row, scalar_row
+from psycopg.rows import AsyncRowFactory, args_row, class_row, dict_row, scalar_row
 
 from caravan.errors import DomainError
 
@@ -104,14 +104,14 @@ class Tx:
         """Every row as a plain tuple: for batches, where a dict per row costs."""
         return await self._fetch(query, params, args_row(lambda *columns: columns))
 
-    async def _fetch(self, query: Query, params: Params | None, factory: RowFactory[Any]) -> list[Any]:
+    async def _fetch(self, query: Query, params: Params | None, factory: AsyncRowFactory[Any]) -> list[Any]:
         async with self.connection.cursor(binary=True, row_factory=factory) as cursor:
             await cursor.execute(query, params)
             return await cursor.fetchall()
 
     @asynccontextmanager
-    async def savepoint(self) -> AsyncIterator[None]:
-        """A part that may fail alone: on an exception its writes and the events it said are undone, then it is raised."""
+    async def savepoint(self) -> AsyncGenerator[None]:
+        """A part that may fail alone: an exception undoes its writes and the events it said, and is raised."""
         said = len(self.outgoing)
         await self.connection.execute("savepoint part")
         try:

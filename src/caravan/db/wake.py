@@ -102,5 +102,10 @@ class Wake:
 
 async def _connect(url: str) -> psycopg.AsyncConnection[Any]:
     return await psycopg.AsyncConnection.connect(
-        url, autocommit=True, application_name="caravan wake", keepalives_idle=5, keepalives_interval=2, connect_timeout=5
+        url,
+        autocommit=True,
+        application_name="caravan wake",
+        keepalives_idle=5,
+        keepalives_interval=2,
+        connect_timeout=5,
     )

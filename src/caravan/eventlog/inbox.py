@@ -1,4 +1,4 @@
-"""Each event once per group: the claim is a row in the transaction of the effect, so neither can be without the other."""
+"""Each event once per group: the claim is a row in the transaction of the effect, so neither can be alone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from caravan.db import Tx
+from caravan.db.tx import Cause
 from caravan.eventlog.codec import Envelope
+from caravan.eventlog.subscription import Handler, Subscription
+from caravan.events import Event
 
 # Claim events for a group; those that it has done before are not returned.
 CLAIM_EVENTS = """
@@ -35,3 +38,21 @@ async def claim(tx: Tx, group: str, envelopes: Sequence[Envelope]) -> list[Envel
         )
     )
     return [envelope for envelope in envelopes if envelope.id in new]
+
+
+async def apply_events(tx: Tx, subscription: Subscription, events: Sequence[tuple[Envelope, Event]]) -> int:
+    """Claim `events` for the group and run its handlers over the new ones; how many were new.
+
+    Handlers look at the present state by id, so events of one type are handled together, in order of first appearance.
+    """
+    new = {envelope.id for envelope in await claim(tx, subscription.group, [e for e, _ in events])}
+    by_handler: dict[Handler, list[Event]] = {}
+    for envelope, event in events:
+        if envelope.id not in new:
+            continue
+        if envelope.correlationid:
+            tx.causes[envelope.correlationid] = Cause(envelope.id, envelope.traceparent)
+        by_handler.setdefault(subscription.handlers[type(event)], []).append(event)
+    for handler, group_events in by_handler.items():
+        await handler(tx, group_events)
+    return len(new)

@@ -21,9 +21,10 @@ PARTITIONS = 16
 # that the student may see to the feed. The counters are locked in the order of the student's id.
 APPEND_EVENTS = """
 with said as (
-  select * from unnest(%(ordinals)b::int[], %(ids)b::uuid[], %(types)b::text[], %(topics)b::text[], %(subjects)b::text[],
-    %(keys)b::text[], %(partitions)b::smallint[], %(correlations)b::text[], %(causes)b::uuid[], %(traces)b::text[],
-    %(versions)b::smallint[], %(data)b::text[], %(students)b::uuid[], %(feed_numbers)b::int[])
+  select * from unnest(%(ordinals)b::int[], %(ids)b::uuid[], %(types)b::text[], %(topics)b::text[],
+    %(subjects)b::text[], %(keys)b::text[], %(partitions)b::smallint[], %(correlations)b::text[],
+    %(causes)b::uuid[], %(traces)b::text[], %(versions)b::smallint[], %(data)b::text[], %(students)b::uuid[],
+    %(feed_numbers)b::int[])
   as e(ordinal, event_id, type, topic, subject, partition_key, partition, correlation_id, causation_id, traceparent,
        data_version, data, student_id, feed_number)
 ), heads as (

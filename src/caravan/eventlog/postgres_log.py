@@ -25,11 +25,7 @@ BEGINNING = "3:3:"  # a snapshot that has seen nothing: a new group starts at th
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """`window_end` is None between windows; within one, `last_id` is the last event done, `highest_id` the last there is.
-
-    `relevant` tells whether the position in memory has moved over events that concern somebody else only, which is
-    not worth a write of its own.
-    """
+    """A place in the log. Between windows `window_end` is None; within one `last_id` is the last event done."""
 
     id: UUID
     partitions: tuple[int, ...]
@@ -112,7 +108,9 @@ order by id limit %(limit)s
 """
 
 
-async def read_page(tx: Tx, cursor: Cursor, types: list[str], known: list[str], limit: int) -> list[tuple[int, Envelope]]:
+async def read_page(
+    tx: Tx, cursor: Cursor, types: list[str], known: list[str], limit: int
+) -> list[tuple[int, Envelope]]:
     """The next events of the open window with their positions, at most `limit`."""
     rows = await tx.tuples(
         READ_PAGE,

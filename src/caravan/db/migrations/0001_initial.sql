@@ -51,11 +51,11 @@ create table auth_tokens (
 );
 create index auth_tokens_account on auth_tokens (account_id);
 
--- Opens one socket for the sign-in that asked for it (realtime).
+-- Opens one socket for the sign-in that asked for it, and ends with it.
 create table realtime_tickets (
   ticket_hash bytea primary key,
   account_id uuid not null references accounts,
-  token_hash bytea references auth_tokens on delete cascade,
+  token_hash bytea not null references auth_tokens on delete cascade,
   expires_at timestamptz not null
 );
 create index realtime_tickets_token on realtime_tickets (token_hash);

@@ -1,0 +1,79 @@
+"""How far each group is behind, in messages and in seconds, whether or not a worker of it ever ran."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from caravan.db import Tx
+
+
+@dataclass(frozen=True, slots=True)
+class GroupLag:
+    """`messages`: events that wait; `seconds`: age of the oldest (0 where none waits); `workers_alive` by lease."""
+
+    group: str
+    service: str
+    messages: int
+    seconds: float
+    workers_alive: int
+    progress_age_seconds: float | None
+
+    @property
+    def state(self) -> str:
+        """idle, working, behind or down: in words an operator reads."""
+        if not self.messages:
+            return "idle" if self.workers_alive else "stopped"
+        if not self.workers_alive:
+            return "down"
+        return "behind" if self.seconds > BEHIND_SECONDS else "working"
+
+    @property
+    def sentence(self) -> str:
+        waiting = f"{self.messages} event{'s' if self.messages != 1 else ''} wait{'s' if self.messages == 1 else ''}"
+        if self.state == "idle":
+            return "Idle: nothing waiting."
+        if self.state == "stopped":
+            return f"No {self.service} is alive; nothing waits yet. Start one: caravan serve {self.service}"
+        if self.state == "down":
+            return (
+                f"{waiting} and no {self.service} is alive: nothing will start until one does."
+                f" Start one: caravan serve {self.service}"
+            )
+        if self.state == "behind":
+            return f"Behind: {waiting}, the oldest for {self.seconds:.0f} s."
+        return f"Working: {waiting}, the oldest for {self.seconds:.1f} s."
+
+
+BEHIND_SECONDS = 10.0
+
+# Events that a group hears and has not got past: after its open window, or in it and beyond the last one done.
+LIST_LAG = """
+select g.name as "group", g.service, coalesce(waiting.messages, 0)::int as messages,
+       coalesce(extract(epoch from clock_timestamp() - waiting.oldest), 0)::float8 as seconds,
+       (select count(*) from workers w where w.consumer_group = g.name and w.expires_at > clock_timestamp())::int
+         as workers_alive,
+       (select min(extract(epoch from clock_timestamp() - w.progress_at)) from workers w
+        where w.consumer_group = g.name and w.expires_at > clock_timestamp())::float8 as progress_age_seconds
+from consumer_groups g
+left join lateral (
+  select count(*) as messages, min(e.occurred_at) as oldest
+  from (
+    select partitions, window_start, window_end, last_id from log_cursors where consumer_group = g.name
+    union all
+    select null, '3:3:'::pg_snapshot, null, 0 where not exists (select from log_cursors where consumer_group = g.name)
+  ) c
+  join lateral (
+    select o.occurred_at, o.xid, o.id, o.partition from outbox o
+    where o.type = any(g.types) and o.xid >= pg_snapshot_xmax(c.window_start)
+    union all
+    select o.occurred_at, o.xid, o.id, o.partition from outbox o
+    where o.type = any(g.types) and o.xid = any(array(select pg_snapshot_xip(c.window_start)))
+  ) e on (c.partitions is null or e.partition = any(c.partitions))
+    and not (c.window_end is not null and pg_visible_in_snapshot(e.xid, c.window_end) and e.id <= c.last_id)
+) waiting on true
+order by g.name
+"""
+
+
+async def list_lag(tx: Tx) -> list[GroupLag]:
+    return await tx.all(LIST_LAG, into=GroupLag)

@@ -1,0 +1,98 @@
+"""Make the log's next partitions ahead, drop those that are old and done, and let go of what no longer matters."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from psycopg import sql
+
+from caravan.db import Tx
+
+PARTITION_IDS = 1_000_000
+LOG_DAYS = 30
+FEED_DAYS = 90
+PROCESSED_DAYS = 120  # longer than any redelivery
+
+LAST_ID = "select coalesce(max(id), 0) from outbox"
+
+LIST_PARTITIONS = r"""
+select c.relname, substring(c.relname from 'outbox_(\d+)$')::bigint as number
+from pg_inherits i join pg_class c on c.oid = i.inhrelid
+where i.inhparent = 'outbox'::regclass and c.relname ~ '^outbox_\d+$' order by number
+"""
+
+# The lowest id that some group may still want.
+LOWEST_WANTED = """
+select min(o.id) from log_cursors c cross join lateral (
+  select min(id) as id from outbox
+  where xid >= pg_snapshot_xmin(c.window_start) and not (c.window_end is not null and id <= c.last_id)) o
+"""
+
+
+async def maintain(tx: Tx) -> dict[str, int]:
+    """Bounded housekeeping, run by the reconciler; counts of what was done."""
+    await tx.value("select pg_advisory_xact_lock(hashtextextended('log retention', 0))")
+    return {
+        "partitions_made": await _make_ahead(tx),
+        "partitions_dropped": await _drop_old(tx),
+        "feed_rows_trimmed": await _trim_feed(tx),
+        "processed_rows_trimmed": await _trim_processed(tx),
+        "workers_forgotten": await tx.execute("delete from workers where expires_at < now() - interval '1 day'"),
+    }
+
+
+async def _make_ahead(tx: Tx) -> int:
+    current = await tx.value(LAST_ID) // PARTITION_IDS
+    present = {row["number"] for row in await tx.all(LIST_PARTITIONS)}
+    missing = [number for number in range(current, current + 3) if number not in present]
+    for number in missing:
+        await tx.execute(
+            sql.SQL("create table {} partition of outbox for values from ({}) to ({})").format(
+                sql.Identifier(f"outbox_{number}"),
+                sql.Literal(number * PARTITION_IDS),
+                sql.Literal((number + 1) * PARTITION_IDS),
+            )
+        )
+    return len(missing)
+
+
+async def _drop_old(tx: Tx) -> int:
+    """A partition goes whole: when its newest event is old and every group has got past it."""
+    current = await tx.value(LAST_ID) // PARTITION_IDS
+    wanted = await tx.value(LOWEST_WANTED)
+    dropped = 0
+    for row in await tx.all(LIST_PARTITIONS):
+        if row["number"] >= current or (wanted is not None and wanted < (row["number"] + 1) * PARTITION_IDS):
+            break
+        name = sql.Identifier(row["relname"])
+        newest = await tx.value(sql.SQL("select max(occurred_at) from {}").format(name))
+        if newest is not None and newest > tx.now - timedelta(days=LOG_DAYS):
+            break
+        await tx.execute(sql.SQL("drop table {}").format(name))
+        dropped += 1
+    return dropped
+
+
+# A bounded piece of each student's past; clients that ask for it are told to resync.
+TRIM_FEED = """
+delete from student_feed f using (
+  select student_id, seq from student_feed where created_at < %(before)s limit 10000) old
+where f.student_id = old.student_id and f.seq = old.seq
+"""
+
+
+async def _trim_feed(tx: Tx) -> int:
+    return await tx.execute(TRIM_FEED, {"before": tx.now - timedelta(days=FEED_DAYS)})
+
+
+# Event ids are time-ordered: the oldest are at the left edge of the key.
+TRIM_PROCESSED = """
+delete from processed_events p using (
+  select consumer_group, event_id from processed_events where processed_at < %(before)s
+  order by consumer_group, event_id limit 10000) old
+where p.consumer_group = old.consumer_group and p.event_id = old.event_id
+"""
+
+
+async def _trim_processed(tx: Tx) -> int:
+    return await tx.execute(TRIM_PROCESSED, {"before": tx.now - timedelta(days=PROCESSED_DAYS)})
