@@ -201,7 +201,7 @@ async def issue_token(tx: Tx, account_id: UUID) -> str:
     await tx.execute(
         INSERT_TOKEN,
         {
-            "token_hash": _hash(token),
+            "token_hash": hash_token(token),
             "account_id": account_id,
             "now": tx.now,
             "expires_at": tx.now + TOKEN_LIFETIME,
@@ -233,31 +233,33 @@ async def find_actor(tx: Tx, token: str) -> Actor | None:
     if not token or len(token) > TOKEN_CHARACTERS_MAX:
         return None
     row = await tx.find(
-        FIND_ACTOR, {"token_hash": _hash(token), "now": tx.now, "idle": TOKEN_IDLE, "touch": TOKEN_TOUCH}
+        FIND_ACTOR, {"token_hash": hash_token(token), "now": tx.now, "idle": TOKEN_IDLE, "touch": TOKEN_TOUCH}
     )
     return _actor(row) if row else None
 
 
-# Accounts that may still act, with what is theirs now.
+# Sign-ins that are still good, with what is theirs now.
 LIST_ACTORS = """
-select a.id, a.email, a.role,
+select t.token_hash, a.id, a.email, a.role,
        array(select s.student_id from account_students s where s.account_id = a.id) as student_ids,
        (select r.id from trainers r where r.account_id = a.id) as trainer_id
-from accounts a where a.id = any(%(account_ids)b::uuid[]) and a.disabled_at is null
+from auth_tokens t join accounts a on a.id = t.account_id
+where t.token_hash = any(%(token_hashes)b::bytea[]) and a.disabled_at is null
+  and t.expires_at > %(now)s and t.used_at > %(now)s - %(idle)s::interval
 """
 
 
-async def list_actors(tx: Tx, account_ids: Sequence[UUID]) -> dict[UUID, Actor]:
-    """Those of `account_ids` that may still act: whoever holds a socket asks this every few seconds."""
-    rows = await tx.all(LIST_ACTORS, {"account_ids": list(account_ids)})
-    return {row["id"]: _actor(row) for row in rows}
+async def list_actors(tx: Tx, token_hashes: Sequence[bytes]) -> dict[bytes, Actor]:
+    """Those of these sign-ins that may still act: whoever holds a socket asks this every few seconds."""
+    rows = await tx.all(LIST_ACTORS, {"token_hashes": list(token_hashes), "now": tx.now, "idle": TOKEN_IDLE})
+    return {row["token_hash"]: _actor(row) for row in rows}
 
 
 DELETE_TOKEN = "delete from auth_tokens where token_hash = %(token_hash)b"  # noqa: S105
 
 
 async def revoke_token(tx: Tx, token: str) -> None:
-    await tx.execute(DELETE_TOKEN, {"token_hash": _hash(token)})
+    await tx.execute(DELETE_TOKEN, {"token_hash": hash_token(token)})
 
 
 def _actor(row: dict[str, Any]) -> Actor:
@@ -270,44 +272,46 @@ def _actor(row: dict[str, Any]) -> Actor:
     )
 
 
-def _hash(token: str) -> bytes:
+def hash_token(token: str) -> bytes:
+    """How we keep a token or a ticket."""
     return hashlib.sha256(token.encode(errors="replace")).digest()
 
 
 # --- tickets: a token for one WebSocket handshake, which can't send headers ---
 
 INSERT_TICKET = """
-insert into realtime_tickets (ticket_hash, account_id, expires_at)
-values (%(ticket_hash)b, %(account_id)s, %(expires_at)s)
+insert into realtime_tickets (ticket_hash, account_id, token_hash, expires_at)
+values (%(ticket_hash)b, %(account_id)s, %(token_hash)b, %(expires_at)s)
 """
 
 
-async def issue_ticket(tx: Tx, actor: Actor) -> str:
-    """Good once, for 30 seconds."""
-    if actor.account_id is None:
-        raise NotFound("Only an account can have a ticket.")
+async def issue_ticket(tx: Tx, actor: Actor, token: str) -> str:
+    """Good once, for 30 seconds, and no longer than the sign-in that asks for it."""
     ticket = secrets.token_urlsafe(32)
     await tx.execute(
         INSERT_TICKET,
-        {"ticket_hash": _hash(ticket), "account_id": actor.account_id, "expires_at": tx.now + TICKET_LIFETIME},
+        {
+            "ticket_hash": hash_token(ticket),
+            "account_id": actor.account_id,
+            "token_hash": hash_token(token),
+            "expires_at": tx.now + TICKET_LIFETIME,
+        },
     )
     return ticket
 
 
 # Deleting is redeeming: of two that try, one gets the row.
 REDEEM_TICKET = """
-delete from realtime_tickets where ticket_hash = %(ticket_hash)b returning account_id, expires_at
+delete from realtime_tickets where ticket_hash = %(ticket_hash)b returning token_hash, expires_at
 """
 
 
-async def redeem_ticket(tx: Tx, ticket: str) -> Actor | None:
-    """Whose ticket it was; None for an unknown, used or late one, or where the account was disabled since."""
+async def redeem_ticket(tx: Tx, ticket: str) -> bytes | None:
+    """The hash of the token that asked for it, for `list_actors`; None for an unknown, used or late ticket."""
     if not ticket or len(ticket) > TOKEN_CHARACTERS_MAX:
         return None
-    row = await tx.find(REDEEM_TICKET, {"ticket_hash": _hash(ticket)})
-    if row is None or row["expires_at"] <= tx.now:
-        return None
-    return (await list_actors(tx, [row["account_id"]])).get(row["account_id"])
+    row = await tx.find(REDEEM_TICKET, {"ticket_hash": hash_token(ticket)})
+    return row["token_hash"] if row and row["expires_at"] > tx.now else None
 
 
 DELETE_ENDED_TOKENS = """
