@@ -1,0 +1,327 @@
+"""Why isn't it delivered? For each payment: its stage, the reason, the facts that made us say so, the one button.
+
+A business reason is stored (deliveries); a technical one is computed here from the facts, when someone asks, never
+stored and never shown to a student. `explain` is pure: the same facts, the same words.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import cast
+from uuid import UUID
+
+from caravan.db import Tx
+from caravan.deliveries import Reason, Stage
+from caravan.fulfilment.facts import Facts, choose_payments, gather_facts
+from caravan.fulfilment.gaps import HOP_OF_STAGE, Hop, Step
+
+# An event that waits this long with a live worker is behind; a worker's lease is as long, so a dead one shows as soon.
+WAITING_SECONDS = 6.0
+# A provider normally tells within seconds; a buyer may take minutes to pay.
+WEBHOOK_LEEWAY = timedelta(minutes=2)
+RECENT_PAYMENTS_MAX = 20
+
+
+class Technical(StrEnum):
+    """Why something that should have happened has not; computed, see the module."""
+
+    WEBHOOK_NOT_RECEIVED = "WEBHOOK_NOT_RECEIVED"
+    WEBHOOK_NOT_APPLIED = "WEBHOOK_NOT_APPLIED"
+    NOT_REGISTERED = "NOT_REGISTERED"
+    EVENT_MISSING = "EVENT_MISSING"
+    NO_WORKER = "NO_WORKER"
+    WORKER_BEHIND = "WORKER_BEHIND"
+    HANDLER_FAILING = "HANDLER_FAILING"
+    IN_DEAD_LETTERS = "IN_DEAD_LETTERS"
+    MARKED_PROCESSED_BUT_MISSING = "MARKED_PROCESSED_BUT_MISSING"
+    SESSIONS_MISSING = "SESSIONS_MISSING"
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """The one thing to do. `name` is stable; `method` and `path` are the admin API's, `needs` its body's fields."""
+
+    name: str
+    label: str
+    method: str
+    path: str
+    needs: tuple[str, ...] = ("note",)
+    dead_letter_id: UUID | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One payment's answer. `stage` is the payment's status where no money was captured."""
+
+    payment_id: UUID
+    purchase_id: UUID | None
+    student_id: UUID
+    course_id: UUID | None
+    stage: str
+    reason: str | None
+    technical: bool
+    evidence: tuple[str, ...]
+    action: Action | None
+    step: Step | None
+
+
+async def diagnose(
+    tx: Tx,
+    *,
+    student_id: UUID | None = None,
+    course_id: UUID | None = None,
+    payment_id: UUID | None = None,
+    purchase_id: UUID | None = None,
+    limit: int = RECENT_PAYMENTS_MAX,
+) -> list[Finding]:
+    """Explain the payments that the ids choose, the newest first; without ids the most recent ones."""
+    chosen = await choose_payments(
+        tx, student_id=student_id, course_id=course_id, payment_id=payment_id, purchase_id=purchase_id, limit=limit
+    )
+    return [explain(facts, tx.now) for facts in await gather_facts(tx, chosen)]
+
+
+def explain(facts: Facts, now: datetime) -> Finding:
+    """What is true of one payment at `now`, in stage, reason, sentences and the one action."""
+    checklist = _checklist(facts)
+    if facts.captured_at is None or facts.stage is None:
+        reason, said, step = _explain_uncaptured(facts, now)
+    elif facts.reason is not None:
+        reason, said, step = facts.reason, _waiting(facts), _STEP_OF_STAGE.get(Stage(facts.stage))
+    else:
+        reason, said, step = _explain_stage(facts)
+    return Finding(
+        payment_id=facts.payment_id,
+        purchase_id=facts.purchase_id,
+        student_id=facts.student_id,
+        course_id=facts.course_id,
+        stage=facts.stage or facts.status,
+        reason=reason,
+        technical=reason in Technical.__members__,
+        evidence=(*checklist, *said),
+        action=_action(facts, reason, step),
+        step=step,
+    )
+
+
+_STEP_OF_STAGE = {
+    Stage.PAID: Step.CREATE_PURCHASE,
+    Stage.PURCHASED: Step.ALLOCATE_TRAINER,
+    Stage.ALLOCATED: Step.SCHEDULE_SESSIONS,
+    Stage.SCHEDULED: Step.ALLOCATE_TRAINER,
+}
+
+Explanation = tuple[str | None, list[str], Step | None]
+
+
+def _explain_uncaptured(facts: Facts, now: datetime) -> Explanation:
+    if facts.webhooks_unapplied:
+        return (
+            Technical.WEBHOOK_NOT_APPLIED,
+            [f"{facts.webhooks_unapplied} stored webhook(s) of this payment have had no effect yet."],
+            Step.APPLY_WEBHOOK,
+        )
+    if facts.status in ("created", "pending") and now - facts.created_at >= WEBHOOK_LEEWAY:
+        return (
+            Technical.WEBHOOK_NOT_RECEIVED,
+            [
+                f"Asked for at {_time(facts.created_at)} and {facts.provider} has not said since whether it was paid."
+                " Look it up at the provider: if it was paid, have the webhook sent again."
+            ],
+            None,
+        )
+    return None, ["No money was captured: there is nothing to deliver."], None
+
+
+def _waiting(facts: Facts) -> list[str]:
+    said = [f"Waiting with {facts.reason} since {_time(facts.reason_since)}."]
+    if facts.detail:
+        said.append("Detail: " + _plain(facts.detail).strip("()") + ".")
+    return said
+
+
+def _explain_stage(facts: Facts) -> Explanation:
+    stage = Stage(facts.stage or "")
+    if stage is Stage.REFUNDED or stage is Stage.COMPLETED or (stage is Stage.SCHEDULED and not facts.owed):
+        if facts.registered:
+            return (
+                Technical.NOT_REGISTERED,
+                ["Nothing is owed, yet it is still listed as undelivered money."],
+                Step.CLOSE,
+            )
+        return None, [_DONE[stage]], None
+    if not facts.registered:
+        said = "It is not delivered, yet it is missing from the register of undelivered money, so nobody watches it."
+        reason, more, _step = _explain_hop(facts, HOP_OF_STAGE[stage])
+        return reason or Technical.NOT_REGISTERED, [said, *more], Step.REGISTER
+    return _explain_hop(facts, HOP_OF_STAGE[stage])
+
+
+_DONE = {
+    Stage.REFUNDED: "The money was given back: nothing to do.",
+    Stage.COMPLETED: "Every session was held: nothing to do.",
+    Stage.SCHEDULED: "Delivered: nothing to do.",
+}
+
+
+def _explain_hop(facts: Facts, hop: Hop) -> Explanation:
+    """What became of the event that should have taken it out of its stage."""
+    step = _STEP_OF_STAGE[hop.stage]
+    if facts.dead_letter_id is not None:
+        return (
+            Technical.IN_DEAD_LETTERS,
+            [
+                f"{facts.consumer_group} gave the event up at {_time(facts.dead_letter_at)} after"
+                f" {facts.dead_letter_attempts} attempt(s): {facts.dead_letter_code}, {facts.dead_letter_error}"
+                f" (dead letter {facts.dead_letter_id})."
+            ],
+            step,
+        )
+    if facts.processed_event_id is not None:
+        said = (
+            f"{facts.consumer_group} marked {facts.event_type} {facts.processed_event_id} processed at"
+            f" {_time(facts.processed_at)}, but {hop.missing} {_is(hop)} missing."
+        )
+        return _effect_missing(hop), [said], step
+    if facts.event_id is None:
+        said = f"No {facts.event_type} event was ever said about this payment, and {hop.missing} {_is(hop)} missing."
+        missing = _effect_missing(hop)
+        return Technical.EVENT_MISSING if missing is Technical.MARKED_PROCESSED_BUT_MISSING else missing, [said], step
+    return _explain_waiting_event(facts, hop, step)
+
+
+def _explain_waiting_event(facts: Facts, hop: Hop, step: Step) -> Explanation:
+    age = facts.event_age_seconds or 0.0
+    since = f"since {_time(facts.event_at)} ({age:.0f} s)"
+    said = [f"{facts.event_type} {facts.event_id} waits for {facts.consumer_group} {since}."]
+    if not facts.workers_alive:
+        seen = (
+            f"the last one was seen at {_time(facts.worker_seen_at)}" if facts.worker_seen_at else "none was ever seen"
+        )
+        said.append(f"No {hop.service} is alive ({seen}). Start one: caravan serve {hop.service}")
+        return Technical.NO_WORKER, said, step
+    if facts.failing_event_id is not None and facts.failing_event_id == facts.event_id:
+        said.append(f"{facts.failing_worker} fails on it since {_time(facts.failing_since)}: {facts.failing_error}")
+        return Technical.HANDLER_FAILING, said, step
+    if age > WAITING_SECONDS:
+        said.append(f"{facts.workers_alive} {hop.service}(s) alive, but the event has not had its turn.")
+        if facts.failing_error:
+            said.append(
+                f"{facts.failing_worker} is in trouble since {_time(facts.failing_since)}: {facts.failing_error}"
+            )
+        return Technical.WORKER_BEHIND, said, step
+    said.append("On its way.")
+    return None, said, None
+
+
+def _effect_missing(hop: Hop) -> Technical:
+    if hop.stage in (Stage.ALLOCATED, Stage.SCHEDULED):
+        return Technical.SESSIONS_MISSING
+    return Technical.MARKED_PROCESSED_BUT_MISSING
+
+
+def _is(hop: Hop) -> str:
+    return "are" if hop.missing.endswith("sessions") else "is"
+
+
+# ------------------------------------------------------------------ the checklist, in the order of the road
+
+
+def _checklist(facts: Facts) -> list[str]:
+    """Payment, purchase, events, allocation, sessions: what an operator would look up, in that order."""
+    lines = [_payment_line(facts)]
+    if facts.stage is None:
+        return lines
+    lines.append(
+        f"Purchase {facts.purchase_id} was created at {_time(facts.purchased_at)}."
+        if facts.purchase_id
+        else "There is no purchase."
+    )
+    if facts.event_id is not None and facts.processed_event_id is None:
+        lines.append(f"{facts.event_type} is in the log and not processed by {facts.consumer_group}.")
+    if facts.purchase_id:
+        lines.append(_allocation_line(facts))
+        lines.append(
+            f"Sessions of {facts.total}: {facts.scheduled} scheduled, {facts.completed} completed,"
+            f" {facts.student_absent} missed by the student, {facts.refunded} refunded, {facts.owed} owed."
+        )
+    return lines
+
+
+def _payment_line(facts: Facts) -> str:
+    money = _money(facts.amount_cents, facts.currency)
+    if facts.captured_at is None:
+        return f"Payment of {money} by {facts.provider} is {facts.status}, created at {_time(facts.created_at)}."
+    captured = _money(facts.captured_cents or 0, facts.currency)
+    line = f"Payment of {money} by {facts.provider} is {facts.status}: {captured} captured"
+    line += f" at {_time(facts.captured_at)}"
+    if facts.refunded_cents:
+        line += f", {_money(facts.refunded_cents, facts.currency)} given back"
+    return line + "."
+
+
+def _allocation_line(facts: Facts) -> str:
+    if facts.allocation_id is None:
+        return "There is no allocation."
+    if facts.trainer_id is None:
+        return f"Allocation {facts.allocation_id} is {facts.allocation_status}: no trainer yet."
+    line = f"Allocation {facts.allocation_id} is {facts.allocation_status}, trainer {facts.trainer_id}"
+    return line + (", but no booking holds the trainer's time." if facts.booking_live is False else ".")
+
+
+# ------------------------------------------------------------------ the one button
+
+
+def _action(facts: Facts, reason: str | None, step: Step | None) -> Action | None:
+    if reason is None:
+        return None
+    payment = f"/api/v1/admin/payments/{facts.payment_id}"
+    if facts.dead_letter_id is not None and reason == Technical.IN_DEAD_LETTERS:
+        path = f"/api/v1/admin/dead-letters/{facts.dead_letter_id}/replay"
+        return Action("replay", "Replay the event", "POST", path, dead_letter_id=facts.dead_letter_id)
+    match reason:
+        case Reason.OPERATOR_HOLD:
+            return Action("release", "Release the hold", "POST", f"{payment}/release")
+        case Reason.AMOUNT_MISMATCH:
+            return Action("accept", "Accept the amount and deliver", "POST", f"{payment}/accept")
+        case Reason.PAID_TWICE:
+            return Action("refund", "Refund the second payment", "POST", f"{payment}/refund")
+        case Reason.TIER_UNKNOWN:
+            return Action("mend_payment", "Set the number of sessions", "PATCH", payment, ("sessionCount", "note"))
+        case Reason.INVALID_SCHEDULE:
+            return Action("mend_payment", "Set slot and start", "PATCH", payment, ("timeSlot", "startDate", "note"))
+        case Reason.STUDENT_CONFLICT:
+            path = f"/api/v1/admin/purchases/{facts.purchase_id}"
+            return Action("mend_purchase", "Choose another slot", "PATCH", path, ("timeSlot", "startDate", "note"))
+        case _:
+            return None if step is None else Action("repair", _LABELS[step], "POST", f"{payment}/repair")
+
+
+_LABELS = {
+    Step.APPLY_WEBHOOK: "Apply the stored webhook",
+    Step.REGISTER: "Register it and go on",
+    Step.CREATE_PURCHASE: "Create the purchase",
+    Step.ALLOCATE_TRAINER: "Look for a trainer",
+    Step.SCHEDULE_SESSIONS: "Create the missing sessions",
+    Step.CLOSE: "Take it off the register",
+}
+
+
+def _time(at: datetime | None) -> str:
+    return "an unknown time" if at is None else at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _money(cents: int, currency: str) -> str:
+    return f"{currency} {cents // 100:,}.{cents % 100:02d}"
+
+
+def _plain(value: object) -> str:
+    """A detail's value in words: plain text for JSON."""
+    if isinstance(value, dict):
+        inner = cast(dict[str, object], value)
+        return "(" + ", ".join(f"{name} {_plain(inner[name])}" for name in sorted(inner)) + ")"
+    if isinstance(value, list):
+        return " ".join(_plain(item) for item in cast(list[object], value))
+    return str(value)
