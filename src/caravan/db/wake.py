@@ -67,22 +67,20 @@ class Wake:
             listener(keys)
 
     async def _notify_forever(self) -> None:
-        connection: psycopg.AsyncConnection[Any] | None = None
         while True:
-            await self._gathered.wait()
-            self._gathered.clear()
-            keys, self._pending = self._pending, set()
-            payload = " ".join(sorted(keys))
-            if len(payload) > PAYLOAD_BYTES_MAX:
-                payload = EVERYTHING
             try:
-                if connection is None or connection.closed:
-                    connection = await _connect(self._url)
+                async with await _connect(self._url) as connection:
                     await connection.execute("set synchronous_commit = off")
-                await connection.execute("select pg_notify(%s, %s)", (CHANNEL, payload))
+                    while True:
+                        await self._gathered.wait()
+                        self._gathered.clear()
+                        keys, self._pending = self._pending, set()
+                        payload = " ".join(sorted(keys))
+                        if len(payload) > PAYLOAD_BYTES_MAX:
+                            payload = EVERYTHING
+                        await connection.execute("select pg_notify(%s, %s)", (CHANNEL, payload))
             except psycopg.Error as error:
                 log.warning("wake-up hint not sent, pollers will find it", error=str(error).strip())
-                connection = None
                 await asyncio.sleep(0.2)
 
     async def _listen_forever(self) -> None:

@@ -14,8 +14,8 @@ from caravan.db import Tx
 from caravan.errors import Conflict, NotFound
 from caravan.eventlog import inbox
 from caravan.eventlog.codec import Envelope, Unreadable, encode_envelope
-from caravan.ids import new_id
 from caravan.eventlog.subscription import Subscription
+from caravan.ids import new_id
 
 
 class DeadLetterNotFound(NotFound):
