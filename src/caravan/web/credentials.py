@@ -6,7 +6,6 @@ from urllib.parse import urlsplit
 
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
-from starlette.websockets import WebSocket
 
 from caravan.db import Database
 from caravan.settings import Settings
@@ -42,19 +41,7 @@ def find_token(connection: HTTPConnection) -> str | None:
 async def find_connection_actor(connection: HTTPConnection, db: Database) -> Actor | None:
     """Who asks; None where nobody is signed in."""
     token = find_token(connection)
-    return await _find(db, token) if token else None
-
-
-async def authenticate_websocket(socket: WebSocket, db: Database, settings: Settings) -> Actor | None:
-    """Who opens the socket by cookie, from a page of this site; None for anybody else (close it with 4401)."""
-    token = socket.cookies.get(cookie_name(socket))
-    if not token or not is_same_origin(socket, settings):
-        return None
-    return await _find(db, token)
-
-
-async def _find(db: Database, token: str) -> Actor | None:
-    return await db.transact(lambda tx: find_actor(tx, token), source="student-service")
+    return await db.transact(lambda tx: find_actor(tx, token), source="student-service") if token else None
 
 
 def is_same_origin(connection: HTTPConnection, settings: Settings) -> bool:

@@ -32,7 +32,6 @@ ANYONE_SIGNED_IN: Policy = {STUDENT: "own", TRAINER: "own", SUPPORT: "any", ADMI
 
 # action -> role -> own (theirs only; the route asks require_student) or any. Append rows for your routes.
 POLICIES: dict[str, Policy] = {
-    "auth:logout": ANYONE_SIGNED_IN,
     "students:read": OWN_OR_STAFF,
     "students:update": {STUDENT: "own", ADMIN: "any"},
     "trainers:list": STAFF,
