@@ -20,10 +20,9 @@ test: ## the tests; ARGS="-k name" is handed on to pytest
 
 lint: ## ruff, basedpyright, import-linter, migration lint
 	@tools/env dev
-	@$(BIN)/ruff check
-	@$(BIN)/basedpyright
-	@$(BIN)/lint-imports --no-logo
-	@ls src/caravan/db/migrations/*.sql >/dev/null 2>&1 && $(BIN)/squawk src/caravan/db/migrations/*.sql || test ! -d src/caravan/db/migrations
+	@failed=; for check in "ruff check" basedpyright "lint-imports --no-logo" "squawk src/caravan/db/migrations/*.sql"; do \
+		echo "- $${check%% *}"; $(BIN)/$$check || failed="$$failed $${check%% *}"; \
+	done; test -z "$$failed" || { echo "lint failed:$$failed"; exit 1; }
 
 screens: ## the browser tests; writes build/screens/*.png
 	@tools/env screens
