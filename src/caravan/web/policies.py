@@ -40,6 +40,10 @@ POLICIES: dict[str, Policy] = {
     "accounts:disable": ADMINS,
     "courses:update": ADMINS,
     "pages:home": ANYONE_SIGNED_IN,
+    "pages:student": {STUDENT: "own"},
+    "pages:trainer": {TRAINER: "own"},
+    "realtime:connect": {STUDENT: "own"},
+    "views:read": OWN_OR_STAFF,
 }
 
 # Doors that are open on purpose: no sign-in needed, or (webhooks) judged by a signature.
