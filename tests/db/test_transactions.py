@@ -1,0 +1,145 @@
+"""The two ways to open a transaction, and what they promise."""
+
+from __future__ import annotations
+
+import asyncio
+
+import psycopg
+import pytest
+from psycopg import errors as pg
+
+from caravan.db import Database, Tx
+from caravan.db.tx import RowMissing
+from caravan.errors import is_transient
+
+COUNT = "select count(*) from things"
+
+
+@pytest.fixture
+async def things(db: Database) -> Database:
+    async with db.transaction() as tx:
+        await tx.execute("create table things (n int primary key)")
+    return db
+
+
+async def count(db: Database) -> int:
+    async with db.transaction() as tx:
+        return await tx.value(COUNT)
+
+
+async def test_a_transaction_commits_on_leaving_and_rolls_back_on_any_exception(things: Database) -> None:
+    async with things.transaction() as tx:
+        await tx.execute("insert into things values (1)")
+    with pytest.raises(ZeroDivisionError):
+        async with things.transaction() as tx:
+            await tx.execute("insert into things values (2)")
+            raise ZeroDivisionError
+    assert await count(things) == 1
+
+
+async def test_now_is_one_instant_of_the_database(db: Database) -> None:
+    async with db.transaction() as tx:
+        assert await tx.value("select now()") == tx.now
+        assert tx.now.tzinfo is not None
+
+
+async def test_transact_runs_the_whole_again_after_a_serialization_failure(things: Database) -> None:
+    attempts = 0
+
+    async def work(tx: Tx) -> int:
+        nonlocal attempts
+        attempts += 1
+        await tx.execute("insert into things values (1)")
+        if attempts < 3:
+            raise pg.SerializationFailure("try again")
+        return attempts
+
+    assert await things.transact(work) == 3
+    assert await count(things) == 1
+
+
+async def test_transact_repeats_nothing_that_cannot_help(things: Database) -> None:
+    attempts = 0
+
+    async def work(tx: Tx) -> None:
+        nonlocal attempts
+        attempts += 1
+        await tx.execute("insert into things values (1), (1)")
+
+    with pytest.raises(pg.UniqueViolation):
+        await things.transact(work)
+    assert attempts == 1
+
+
+async def test_a_cancelled_task_leaves_no_transaction_behind(things: Database) -> None:
+    started = asyncio.Event()
+
+    async def work() -> None:
+        async with things.transaction() as tx:
+            await tx.execute("insert into things values (1)")
+            started.set()
+            await tx.value("select pg_sleep(30)")
+
+    task = asyncio.create_task(work())
+    await started.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    async with asyncio.timeout(5):
+        assert await count(things) == 0
+        async with things.transaction() as tx:
+            idle = await tx.value(
+                "select count(*) from pg_stat_activity where datname = current_database()"
+                " and state like 'idle in transaction%%' and pid <> pg_backend_pid()"
+            )
+    assert idle == 0
+
+
+async def test_a_session_that_sits_in_a_transaction_is_ended(things: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with things.transaction() as tx:
+        assert await tx.value("show idle_in_transaction_session_timeout") == "8s"
+    with pytest.raises(pg.IdleInTransactionSessionTimeout) as caught:
+        async with things.transaction() as tx:
+            await tx.execute("set local idle_in_transaction_session_timeout = '50ms'")
+            await asyncio.to_thread(_wait_until_ended, tx, things.url)
+            await tx.execute("insert into things values (1)")
+    assert is_transient(caught.value)
+    assert await count(things) == 0
+
+
+def _wait_until_ended(tx: Tx, url: str) -> None:
+    pid = tx.connection.info.backend_pid
+    with psycopg.connect(url, autocommit=True) as watcher:
+        while watcher.execute("select 1 from pg_stat_activity where pid = %s", (pid,)).fetchone():
+            pass
+
+
+async def test_find_one_and_value(things: Database) -> None:
+    async with things.transaction() as tx:
+        assert await tx.find("select n from things") is None
+        assert await tx.value("select n from things") is None
+        with pytest.raises(RowMissing):
+            await tx.one("select n from things")
+        await tx.execute("insert into things values (1), (2)")
+        with pytest.raises(psycopg.DataError):
+            await tx.find("select n from things")
+        assert await tx.values("select n from things order by n") == [1, 2]
+
+
+async def test_a_read_only_transaction_cannot_write(things: Database) -> None:
+    with pytest.raises(pg.ReadOnlySqlTransaction):
+        async with things.transaction(read_only=True) as tx:
+            await tx.execute("insert into things values (1)")
+
+
+async def test_hints_are_sent_after_the_commit_only(things: Database) -> None:
+    sent: list[str] = []
+    things.on_hints = sent.extend
+    with pytest.raises(ZeroDivisionError):
+        async with things.transaction() as tx:
+            tx.hint("lost")
+            raise ZeroDivisionError
+    async with things.transaction() as tx:
+        tx.hint("kept")
+        assert sent == []
+    assert sent == ["kept"]
