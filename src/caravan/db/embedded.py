@@ -251,7 +251,7 @@ class EmbeddedPostgres:
         name = hashlib.sha256(os.fsencode(self.data_dir.resolve())).hexdigest()[:12] + "-" + secrets.token_hex(4)
         self._pointer.write_text(
             f"{ROOT_HOME / 'clusters' / name}\nThe user {user.name}, as whom PostgreSQL runs, cannot enter"
-            f" {self.data_dir}: its database is in the folder above.\n"
+            f" {self.data_dir}: its database is in the folder above. Move or remove both, or none.\n"
         )
 
     def _take_lock(self) -> None:
