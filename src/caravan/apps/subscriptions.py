@@ -1,0 +1,84 @@
+"""The wiring: which group hears what, and what it does then. Read it aloud."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from caravan.allocations import handlers as allocations
+from caravan.carts import handlers as carts
+from caravan.db import Tx
+from caravan.eventlog.subscription import Handler, Subscription
+from caravan.events import (
+    ALL,
+    BookingReleased,
+    CourseUpdated,
+    PurchaseConfirmed,
+    PurchaseCreated,
+    PurchaseRefunded,
+    StudentUpdated,
+    TrainerAllocated,
+    TrainerUpdated,
+)
+from caravan.purchases import handlers as purchases
+from caravan.sessions import handlers as sessions
+from caravan.student_views import handlers as student_views
+
+
+def in_turn(*handlers: Handler) -> Handler:
+    """Several handlers of one group for one event, in one transaction."""
+
+    async def handle(tx: Tx, events: Sequence[Any]) -> None:
+        for handler in handlers:
+            await handler(tx, events)
+
+    return handle
+
+
+RESOURCES = (StudentUpdated, TrainerUpdated, CourseUpdated, BookingReleased)
+
+SUBSCRIPTIONS: tuple[Subscription, ...] = (
+    Subscription(
+        group="purchase-creation-workers",
+        service="purchase-worker",
+        label="PurchaseWorker",
+        handlers={
+            PurchaseConfirmed: in_turn(purchases.create_purchases, carts.empty_carts),
+            PurchaseRefunded: purchases.apply_refunds,
+            StudentUpdated: purchases.resume_payments,
+            CourseUpdated: purchases.resume_payments,
+        },
+    ),
+    Subscription(
+        group="trainer-allocation-workers",
+        service="allocation-worker",
+        label="AllocationWorker",
+        handlers={
+            PurchaseCreated: allocations.allocate_trainers,
+            PurchaseRefunded: allocations.undo_refunded,
+            **dict.fromkeys(RESOURCES, allocations.resume_waiting),
+        },
+    ),
+    Subscription(
+        group="session-scheduling-workers",
+        service="session-worker",
+        label="SessionWorker",
+        handlers={
+            TrainerAllocated: sessions.schedule_sessions,
+            BookingReleased: sessions.schedule_sessions,
+            PurchaseRefunded: sessions.schedule_sessions,
+        },
+    ),
+    Subscription(
+        group="cache-invalidation-workers",
+        service="cache-worker",
+        label="CacheWorker",
+        # What a family sees, but for the payment itself, which is not waited for.
+        handlers={
+            event: student_views.invalidate_views
+            for event in ALL
+            if event is not PurchaseConfirmed and event not in RESOURCES
+        },
+    ),
+)
+BY_GROUP = {subscription.group: subscription for subscription in SUBSCRIPTIONS}
