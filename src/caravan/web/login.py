@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import Annotated, Final
 from uuid import UUID
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request
 from pydantic import Field
 
 from caravan.db import Database, Tx
@@ -20,17 +20,12 @@ from caravan.db.tx import Row
 from caravan.errors import DomainError
 from caravan.web import auth
 from caravan.web.auth import FIND_CREDENTIALS, Actor, InvalidEmail, Role
-from caravan.web.credentials import clear_cookie, find_token, set_cookie
-from caravan.web.deps import Db
-from caravan.web.policies import public
 from caravan.web.schemas import In, Out
 
 SOURCE: Final = "student-service"
 WINDOW: Final = timedelta(minutes=15)
 ATTEMPTS_PER_EMAIL: Final = 10
 ATTEMPTS_PER_ADDRESS: Final = 100  # a school's whole network may share one
-
-router = APIRouter(prefix="/api/v1", tags=["auth"])
 
 
 class WrongCredentials(DomainError):
@@ -150,24 +145,3 @@ def describe(actor: Actor) -> User:
     return User(
         id=actor.account_id, role=actor.role, student_ids=sorted(actor.student_ids), trainer_id=actor.trainer_id
     )
-
-
-@router.post("/auth/login", dependencies=[public("auth:login")])
-async def login(credentials: Credentials, request: Request, response: Response, db: Db) -> SignedIn:
-    """A token, as an answer and as a cookie."""
-    token, actor = await log_in(db, credentials.email, credentials.password, client_address(request))
-    set_cookie(response, request, token)
-    return SignedIn(token=token, user=describe(actor))
-
-
-@router.post("/auth/logout", dependencies=[public("auth:logout")], status_code=204)
-async def logout(request: Request, response: Response, db: Db) -> None:
-    """End the token that this request came with; fine without one."""
-    await log_out(request, db)
-    clear_cookie(response, request)
-
-
-async def log_out(request: Request, db: Database) -> None:
-    token = find_token(request)
-    if token:
-        await db.transact(lambda tx: auth.revoke_token(tx, token), SOURCE)

@@ -18,8 +18,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from caravan.errors import DomainError, Invalid
 from caravan.ids import new_traceparent
 from caravan.settings import Settings
-from caravan.web import problems
 from caravan.web.credentials import cookie_name, find_bearer, is_same_origin
+from caravan.web.pages import answer_error
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -65,7 +65,7 @@ class Unreadable(Invalid):
 
 
 class Edge:
-    """The middleware. Add it last, so that it is the outermost: `app.add_middleware(Edge, settings=settings)`."""
+    """The middleware; `setup.set_up` adds it."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
@@ -93,7 +93,8 @@ class Edge:
         except Exception as error:  # noqa: BLE001, RUF100 - the net: whatever it is, the client gets a problem
             if answer.status:
                 raise  # half an answer is out already; the server closes the connection
-            await problems.from_error(Request(scope), error)(scope, receive, answer.send)
+            response = await answer_error(Request(scope), error)
+            await response(scope, receive, answer.send)
         finally:
             if not scope["path"].startswith(QUIET_PATHS):
                 # The path only: a query can hold a ticket or a name.

@@ -7,9 +7,9 @@ from http import HTTPStatus
 from typing import Any, cast
 
 import structlog
-from fastapi import FastAPI, Request
+from fastapi import Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from caravan.errors import DomainError, is_transient
@@ -98,14 +98,3 @@ def list_errors(errors: Sequence[Any]) -> list[dict[str, str]]:
 
 def _plain(headers: Any) -> dict[str, str] | None:
     return dict(cast("dict[str, str]", headers)) if headers else None
-
-
-async def answer_error(request: Request, error: Exception) -> Response:
-    return from_error(request, error)
-
-
-def install(app: FastAPI) -> None:
-    """Answer expected errors of all routes. What is left (bugs, outages) the middleware catches."""
-    app.add_exception_handler(DomainError, answer_error)
-    app.add_exception_handler(RequestValidationError, answer_error)
-    app.add_exception_handler(HTTPException, answer_error)
