@@ -204,8 +204,12 @@ def test_old_pid_file_with_a_number_that_is_now_somebody_elses(cluster: Embedded
     cluster.stop()
     owner = (cluster.home / "data").stat()
     with subprocess.Popen(["sleep", "60"], user=owner.st_uid if os.geteuid() == 0 else None) as bystander:
-        pid_file.write_text(old.replace(old.splitlines()[0], str(bystander.pid), 1))
-        shutil.chown(pid_file, owner.st_uid, owner.st_gid)
+        socket_dir = cluster._socket_dir()
+        socket_dir.mkdir(mode=0o700)
+        for left in (pid_file, socket_dir / ".s.PGSQL.5432.lock"):
+            left.write_text(old.replace(old.splitlines()[0], str(bystander.pid), 1))
+        for left in (pid_file, socket_dir, *socket_dir.iterdir()):
+            shutil.chown(left, owner.st_uid, owner.st_gid)
         try:
             assert not cluster.is_running()
             assert ask(cluster.start(), "select 1") == 1
@@ -213,6 +217,21 @@ def test_old_pid_file_with_a_number_that_is_now_somebody_elses(cluster: Embedded
             assert bystander.poll() is None
         finally:
             bystander.kill()
+
+
+def test_folder_removed_under_a_live_server_and_made_anew(
+    data_dir: Path, supervisor: Callable[[], subprocess.Popen[str]]
+) -> None:
+    first = supervisor()
+    orphan = postmaster_pid(EmbeddedPostgres(data_dir))
+    first.kill()
+    first.wait()
+    for part in data_dir.iterdir():
+        shutil.rmtree(part)
+    try:
+        supervisor()  # the old server finds out by itself, within a minute
+    finally:
+        os.kill(orphan, signal.SIGQUIT)
 
 
 def test_half_made_cluster_of_a_killed_start_is_made_anew(cluster: EmbeddedPostgres) -> None:
@@ -267,6 +286,8 @@ def test_folder_that_is_a_file(data_dir: Path) -> None:
 
 
 def test_socket_folder_laid_by_somebody_else_is_refused(cluster: EmbeddedPostgres) -> None:
+    cluster.start()
+    cluster.stop()
     folder = cluster._socket_dir()
     folder.mkdir()
     folder.chmod(0o777)

@@ -195,7 +195,6 @@ class EmbeddedPostgres:
         if self._lock is None:
             return
         postmaster = self._find_postmaster()
-        socket_dir = Path(postmaster.socket_dir) if postmaster else self._socket_dir()
         pid = postmaster.pid if postmaster else None
         if self._process is not None and self._process.poll() is None:
             pid = self._process.pid
@@ -203,8 +202,9 @@ class EmbeddedPostgres:
             for how in (signal.SIGINT, signal.SIGQUIT):  # fast; then at once, with recovery at the next start
                 if self._signal_and_wait(pid, how):
                     break
+        if postmaster is not None:
             try:
-                socket_dir.rmdir()
+                os.rmdir(postmaster.socket_dir)
             except OSError:
                 pass  # not empty: a server that we could not stop
         self._process = None
@@ -281,14 +281,20 @@ class EmbeddedPostgres:
             )
 
     def _socket_dir(self) -> Path:
-        name = "caravan-" + hashlib.sha256(os.fsencode(self.home.resolve())).hexdigest()[:12]
+        # The password makes it this cluster's alone: the server of a folder that was removed lives on for a minute.
+        identity = os.fsencode(self.home.resolve()) + b"\0" + (self.home / "password").read_bytes()
+        name = "caravan-" + hashlib.sha256(identity).hexdigest()[:12]
         folder = Path(tempfile.gettempdir()) / name
         # macOS and CI have long ones; root's own temporary folder may be closed to PostgreSQL's user.
         too_long = len(os.fsencode(folder / f".s.PGSQL.{PORT}.lock")) > SOCKET_PATH_BYTES_MAX
         return Path("/tmp", name) if too_long or os.geteuid() == 0 else folder  # noqa: S108 - checked by _make_socket_dir
 
     def _make_socket_dir(self, user: RunAs) -> Path:
-        """Private to PostgreSQL's user; a folder that somebody else laid there first is refused."""
+        """Private to PostgreSQL's user; a folder that somebody else laid there first is refused.
+
+        Called where no server of this cluster lives, so what a killed one left is removed: its lock file holds a
+        process number that may be anybody's by now.
+        """
         folder = self._socket_dir()
         try:
             folder.mkdir(mode=0o700)
@@ -299,6 +305,8 @@ class EmbeddedPostgres:
         found = folder.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != user.uid or found.st_mode & 0o077:
             raise FolderNotUsable(f"{folder} is not a private folder of user {user.name}: remove it and try again.")
+        for left in folder.glob(".s.PGSQL.*"):
+            left.unlink()
         return folder
 
     # -- the cluster ---------------------------------------------------------------------------------------------
