@@ -1,0 +1,98 @@
+"""The views, one statement each, straight from the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from caravan.db import Tx
+from caravan.db.tx import Row
+from caravan.deliveries import Stage
+from caravan.errors import NotFound
+from caravan.student_views.cursor import Cursor
+
+# Home: what goes on or waits. Learning: every course that was ever paid for, also completed and refunded ones.
+HOME: tuple[Stage, ...] = (Stage.PAID, Stage.PURCHASED, Stage.ALLOCATED, Stage.SCHEDULED)
+LEARNING: tuple[Stage, ...] = tuple(Stage)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """`version` is the student's last seq, of the same snapshot as the items."""
+
+    version: int
+    items: list[Row]
+
+
+# A student's captured payments in some stages, each with its course, trainer, next session and the business reason why
+# it waits; and the end of the student's feed. One row without a payment where there is nothing to show.
+LIST_ITEMS = """
+select coalesce(h.seq, 0) as version, exists (select from students s where s.id = asked.student_id) as known, i.*
+from (select %(student_id)s::uuid) as asked(student_id)
+left join student_feed_heads h on h.student_id = asked.student_id
+left join lateral (
+  select f.payment_id, f.purchase_id, f.course_id, coalesce(c.title, 'Course') as title, f.stage, u.reason,
+         f.captured_at as paid_at, f.captured_cents as amount_cents, f.currency,
+         coalesce(pu.timezone, o.timezone, 'UTC') as timezone,
+         t.id as trainer_id, t.name as trainer_name,
+         f.total, f.scheduled, f.completed, f.student_absent, f.cancelled, f.refunded, f.owed,
+         n.id as next_id, n.seq as next_seq, n.starts_at as next_starts_at, n.ends_at as next_ends_at
+  from fulfilments f
+  join checkouts o on o.id = f.checkout_id
+  left join student_course_purchases pu on pu.id = f.purchase_id
+  left join courses c on c.id = f.course_id
+  left join undelivered u on u.payment_id = f.payment_id
+  left join trainers t on t.id = f.trainer_id
+  left join lateral (
+    select s.id, s.seq, s.starts_at, s.ends_at from tutoring_sessions s
+    where s.purchase_id = f.purchase_id and s.status = 'scheduled' and s.ends_at > %(now)s
+    order by s.starts_at, s.seq limit 1
+  ) n on true
+  where f.student_id = asked.student_id and f.stage = any(%(stages)b::text[])
+    and (%(payment_id)s::uuid is null or f.payment_id = %(payment_id)s)
+) i on true
+order by i.paid_at desc, i.payment_id desc
+"""
+
+
+async def get_view(tx: Tx, student_id: UUID, stages: Sequence[Stage], *, payment_id: UUID | None = None) -> View:
+    """Raises NotFound where nothing is known of the student."""
+    rows = await tx.all(
+        LIST_ITEMS,
+        {
+            "student_id": student_id,
+            "stages": [str(stage) for stage in stages],
+            "payment_id": payment_id,
+            "now": tx.now,
+        },
+    )
+    items = [row for row in rows if row["payment_id"] is not None]
+    if not items and not rows[0]["known"]:
+        raise NotFound("There is no such student.")
+    return View(version=rows[0]["version"], items=items)
+
+
+# A page of a student's sessions, by time. The purchases are found by their index, their sessions by the key.
+LIST_SESSIONS = """
+select s.id, s.purchase_id, s.seq, s.course_id, s.trainer_id, s.starts_at, s.ends_at, s.status
+from student_course_purchases p join tutoring_sessions s on s.purchase_id = p.id
+where p.student_id = %(student_id)s
+  and (%(after_starts_at)s::timestamptz is null or (s.starts_at, s.id) > (%(after_starts_at)s, %(after_id)s::uuid))
+order by s.starts_at, s.id limit %(limit)s
+"""
+
+
+async def list_sessions(tx: Tx, student_id: UUID, after: Cursor | None, limit: int) -> tuple[list[Row], Cursor | None]:
+    """At most `limit` sessions after `after`, and where the next page begins (None: this was the last)."""
+    rows = await tx.all(
+        LIST_SESSIONS,
+        {
+            "student_id": student_id,
+            "after_starts_at": after.starts_at if after else None,
+            "after_id": after.id if after else None,
+            "limit": limit + 1,
+        },
+    )
+    page = rows[:limit]
+    return page, Cursor(page[-1]["starts_at"], page[-1]["id"]) if len(rows) > limit else None

@@ -1,0 +1,133 @@
+"""`home`, `learning` and `sessions` of a student."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated, Any, Final
+from uuid import UUID
+
+from fastapi import APIRouter, Query
+
+from caravan.db import Database
+from caravan.db.tx import Row
+from caravan.deliveries import Reason, Stage
+from caravan.student_views import queries
+from caravan.student_views.cursor import Cursor
+from caravan.web.auth import Actor
+from caravan.web.deps import Db
+from caravan.web.policies import allow
+from caravan.web.schemas import Out
+
+SOURCE: Final = "student-service"
+LIMIT_MAX: Final = 200
+
+router = APIRouter(prefix="/api/v1/students/{student_id}", tags=["student views"])
+Reader = Annotated[Actor, allow("views:read")]
+
+
+class TrainerOut(Out):
+    id: UUID
+    name: str
+
+
+class SessionCounts(Out):
+    """total = scheduled + completed + student_absent + refunded + owed; `cancelled` ones were replaced or are owed."""
+
+    total: int
+    scheduled: int
+    completed: int
+    student_absent: int
+    cancelled: int
+    refunded: int
+    owed: int
+
+
+class NextSession(Out):
+    id: UUID
+    seq: int
+    starts_at: datetime
+    ends_at: datetime
+
+
+class Item(Out):
+    """A paid course. `reason`: why it waits, in the family's terms (business reasons only)."""
+
+    payment_id: UUID
+    purchase_id: UUID | None
+    course_id: UUID | None
+    title: str
+    stage: Stage
+    reason: Reason | None
+    trainer: TrainerOut | None
+    sessions: SessionCounts
+    next_session: NextSession | None
+    paid_at: datetime
+    amount_cents: int
+    currency: str
+    timezone: str
+
+
+class ViewOut(Out):
+    version: int
+    items: list[Item]
+
+
+class SessionOut(Out):
+    id: UUID
+    purchase_id: UUID
+    seq: int
+    course_id: UUID
+    trainer_id: UUID
+    starts_at: datetime
+    ends_at: datetime
+    status: str
+
+
+class SessionPage(Out):
+    items: list[SessionOut]
+    next_cursor: str | None
+
+
+@router.get("/home")
+async def get_home(student_id: UUID, actor: Reader, db: Db) -> ViewOut:
+    """What goes on or waits: every captured payment that is neither completed nor refunded, newest first."""
+    return await _view(db, actor, student_id, queries.HOME)
+
+
+@router.get("/learning")
+async def get_learning(student_id: UUID, actor: Reader, db: Db) -> ViewOut:
+    """Every course that was ever paid for, with its progress; completed and refunded ones too."""
+    return await _view(db, actor, student_id, queries.LEARNING)
+
+
+@router.get("/sessions")
+async def list_sessions(
+    student_id: UUID,
+    actor: Reader,
+    db: Db,
+    limit: Annotated[int, Query(ge=1, le=LIMIT_MAX)] = 50,
+    cursor: Annotated[str | None, Query(max_length=200)] = None,
+) -> SessionPage:
+    """All sessions by time, in pages; `nextCursor` of one page is the `cursor` of the next."""
+    actor.require_student(student_id)
+    after = Cursor.decode(cursor) if cursor is not None else None
+    async with db.transaction(SOURCE, read_only=True) as tx:
+        rows, following = await queries.list_sessions(tx, student_id, after, limit)
+    items = [SessionOut.model_validate(row) for row in rows]
+    return SessionPage(items=items, next_cursor=following.encode() if following else None)
+
+
+async def _view(db: Database, actor: Actor, student_id: UUID, stages: Sequence[Stage]) -> ViewOut:
+    actor.require_student(student_id)
+    async with db.transaction(SOURCE, read_only=True) as tx:
+        view = await queries.get_view(tx, student_id, stages)
+    return ViewOut(version=view.version, items=[to_item(row) for row in view.items])
+
+
+def to_item(row: Row) -> Item:
+    trainer = {"id": row["trainer_id"], "name": row["trainer_name"]} if row["trainer_id"] else None
+    coming: dict[str, Any] | None = None
+    if row["next_id"]:
+        coming = {name: row[f"next_{name}"] for name in ("id", "seq", "starts_at", "ends_at")}
+    return Item.model_validate(row | {"trainer": trainer, "sessions": row, "next_session": coming})
