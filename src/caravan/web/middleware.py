@@ -26,6 +26,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger()
 BODY_BYTES_MAX: Final = 256 * 1024
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 WEBHOOKS: Final = "/api/v1/webhooks/"  # judged by their signature
+COOKIE_COUNTS_NOTHING: Final = frozenset({"/api/v1/auth/login", "/api/v1/auth/register"})
 QUIET_PATHS: Final = ("/healthz", "/readyz", "/metrics", "/static/")
 TRACEPARENT: Final = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -114,7 +115,8 @@ class Edge:
         if site == "same-origin" or (origin is not None and is_same_origin(request, self._settings)):
             return
         # No browser leaves both out. A program without a cookie has nothing that could be abused.
-        if site is None and origin is None and cookie_name(request) not in request.cookies:
+        by_cookie = cookie_name(request) in request.cookies and request.url.path not in COOKIE_COUNTS_NOTHING
+        if site is None and origin is None and not by_cookie:
             return
         raise CrossSiteRequest
 
