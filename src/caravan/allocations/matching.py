@@ -1,0 +1,106 @@
+"""Pure: who gets whom, within one batch. The database lists each need's best candidates; this hands them out."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from caravan.bookings import Series
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A trainer who passes every filter. `load`: sessions booked around that time; distance only where it matters."""
+
+    trainer_id: UUID
+    load: int
+    distance_km: float | None
+
+
+@dataclass(slots=True)
+class Need:
+    """Sessions of one purchase that need a trainer: all of `series`, or none."""
+
+    purchase_id: UUID
+    student_id: UUID
+    series: Series
+    current_trainer: UUID | None
+    """Who teaches the rest of this purchase already: goes before everybody else for a make-up."""
+    candidates: list[Candidate] = field(default_factory=list[Candidate])
+    """The best first, as the database saw them; those that were lost since are taken out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    need: Need
+    candidate: Candidate
+
+
+def assign(needs: Iterable[Need], given: Sequence[Pick]) -> list[Pick]:
+    """A candidate for each need that has one left: in the order of `needs`, the one that was least loaded at its turn.
+
+    `given` are the picks that are booked already: like those of this call they take time and add load. Nobody, trainer
+    or student, is picked for two overlapping times. What is left out here needs to ask the database again.
+    """
+    diary = _Diary(given)
+    picks: list[Pick] = []
+    for need in needs:
+        if not diary.is_free(need.student_id, need.series):
+            continue
+        free = [c for c in need.candidates if diary.is_free(c.trainer_id, need.series)]
+        if free:
+            pick = Pick(need, min(free, key=lambda c: _rank(need, c, diary)))
+            diary.add(pick)
+            picks.append(pick)
+    return picks
+
+
+def _rank(need: Need, candidate: Candidate, diary: _Diary) -> tuple[bool, int, float, UUID]:
+    load = candidate.load + diary.load(candidate.trainer_id, need.series)
+    return (candidate.trainer_id != need.current_trainer, load, candidate.distance_km or 0.0, candidate.trainer_id)
+
+
+class _Diary:
+    """Time that this batch has given away, by person."""
+
+    def __init__(self, picks: Iterable[Pick]) -> None:
+        self._taken: defaultdict[UUID, list[Series]] = defaultdict(list)
+        for pick in picks:
+            self.add(pick)
+
+    def add(self, pick: Pick) -> None:
+        self._taken[pick.need.student_id].append(pick.need.series)
+        self._taken[pick.candidate.trainer_id].append(pick.need.series)
+
+    def is_free(self, person: UUID, series: Series) -> bool:
+        return not any(overlap(series, taken) for taken in self._taken.get(person, ()))
+
+    def load(self, person: UUID, series: Series) -> int:
+        """As the database counts it: all sessions of packages that touch the period."""
+        return sum(len(t.starts) for t in self._taken.get(person, ()) if _spans_touch(series, t))
+
+
+def overlap(one: Series, other: Series) -> bool:
+    """Whether any two of their slots overlap; ends are exclusive, as in the database's ranges."""
+    if not _spans_touch(one, other):
+        return False
+    mine, theirs = 0, 0
+    while mine < len(one.starts) and theirs < len(other.starts):
+        if _end(one, mine) <= other.starts[theirs]:
+            mine += 1
+        elif _end(other, theirs) <= one.starts[mine]:
+            theirs += 1
+        else:
+            return True
+    return False
+
+
+def _spans_touch(one: Series, other: Series) -> bool:
+    return one.starts[0] < _end(other, -1) and other.starts[0] < _end(one, -1)
+
+
+def _end(series: Series, index: int) -> datetime:
+    return series.starts[index] + timedelta(minutes=series.minutes)

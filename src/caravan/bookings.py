@@ -1,0 +1,150 @@
+"""Whose time is taken. A booking is a list of slots of one trainer and one student; nobody has two at once.
+
+Owns: bookings. Says: BOOKING_RELEASED. Exclusion constraints decide who gets a time, whoever writes; here a lost race
+is an answer, not an error. `starts`, `minutes` and `during` of a row always tell the same time: `during` is computed
+in the database from the other two, by the same expression wherever a row is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+from uuid import UUID
+
+from caravan.db import Tx
+from caravan.eventlog import outbox
+from caravan.events import BookingReleased
+
+Kind = Literal["package", "single"]
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """When: the slots' starts (aware, increasing) and the length of each in minutes."""
+
+    starts: tuple[datetime, ...]
+    minutes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """A booking to be made. `id` is the caller's: it is how the caller knows which wishes came true."""
+
+    id: UUID
+    kind: Kind
+    purchase_id: UUID
+    trainer_id: UUID
+    student_id: UUID
+    series: Series
+
+
+# The series of a batch as rows: (series, minutes, starts, during). Every different series crosses the wire once; the
+# slots of all lie end to end in one array. A CTE, for statements that take `pack_series`' parameters.
+SERIES = """
+series as materialized (
+  select numbered.*,
+    (select range_agg(tstzrange(s, s + make_interval(mins => minutes))) from unnest(starts) s) as during
+  from (select series, minutes, (%(slots)b::timestamptz[])[first:last] as starts
+        from unnest(%(series)b::int[], %(series_minutes)b::smallint[], %(series_first)b::int[], %(series_last)b::int[])
+          as u(series, minutes, first, last)) numbered
+)"""
+
+
+def pack_series(wanted: Sequence[Series]) -> tuple[dict[str, Any], list[int]]:
+    """The parameters of SERIES, and for each of `wanted` the number of its row."""
+    numbers: dict[Series, int] = {}
+    slots: list[datetime] = []
+    firsts: list[int] = []
+    lasts: list[int] = []
+    for series in wanted:
+        if series not in numbers:
+            numbers[series] = len(numbers)
+            firsts.append(len(slots) + 1)
+            slots.extend(series.starts)
+            lasts.append(len(slots))
+    params = {
+        "slots": slots,
+        "series": list(range(len(numbers))),
+        "series_minutes": [series.minutes for series in numbers],
+        "series_first": firsts,
+        "series_last": lasts,
+    }
+    return params, [numbers[series] for series in wanted]
+
+
+# Book what is still free, in the order of trainer and first start, so that crossing batches wait for each other in one
+# direction. Whatever overlaps a live booking of the trainer or of the student is left out, without an error.
+INSERT_BOOKINGS = f"""
+with {SERIES}
+insert into bookings (id, kind, purchase_id, trainer_id, student_id, starts, minutes, during, created_at)
+select w.id, w.kind, w.purchase_id, w.trainer_id, w.student_id, s.starts, s.minutes, s.during, %(now)s
+from unnest(%(ids)b::uuid[], %(kinds)b::text[], %(purchase_ids)b::uuid[], %(trainer_ids)b::uuid[],
+            %(student_ids)b::uuid[], %(wish_series)b::int[])
+  as w(id, kind, purchase_id, trainer_id, student_id, series)
+join series s using (series)
+order by w.trainer_id, s.starts[1]
+on conflict do nothing
+returning id
+"""  # noqa: S608 - put together from constants
+
+
+async def insert_bookings(tx: Tx, wishes: Sequence[Wish]) -> set[UUID]:
+    """Make bookings; the ids of those that came true. A loser's time was taken by somebody else, and that is committed.
+
+    Each is all of its slots or nothing. Waits for transactions that are taking the same time.
+    """
+    if not wishes:
+        return set()
+    series, numbers = pack_series([wish.series for wish in wishes])
+    return set(
+        await tx.values(
+            INSERT_BOOKINGS,
+            {
+                **series,
+                "ids": [wish.id for wish in wishes],
+                "kinds": [wish.kind for wish in wishes],
+                "purchase_ids": [wish.purchase_id for wish in wishes],
+                "trainer_ids": [wish.trainer_id for wish in wishes],
+                "student_ids": [wish.student_id for wish in wishes],
+                "wish_series": numbers,
+                "now": tx.now,
+            },
+        )
+    )
+
+
+# Give some slots of live bookings back. A booking without slots is live no more; it keeps the list, for the record.
+RELEASE_SLOTS = """
+with given as (
+  select booking_id, array_agg(slot) as slots from unnest(%(booking_ids)b::uuid[], %(slots)b::timestamptz[])
+    as u(booking_id, slot) group by booking_id
+), locked as (
+  select b.id, b.starts, b.minutes from bookings b join given on given.booking_id = b.id
+  where b.live and b.starts && given.slots order by b.trainer_id, b.starts[1] for update of b
+), remaining as (
+  select locked.id, count(slot) as left_over, array_agg(slot order by slot) as starts,
+         range_agg(tstzrange(slot, slot + make_interval(mins => minutes))) as during
+  from locked join given on given.booking_id = locked.id
+  left join lateral unnest(locked.starts) slot on slot <> all(given.slots)
+  group by locked.id
+)
+update bookings b set live = left_over > 0,
+  starts = case when left_over > 0 then r.starts else b.starts end,
+  during = case when left_over > 0 then r.during else b.during end
+from remaining r where b.id = r.id
+returning b.id as booking_id, b.trainer_id, b.student_id, b.purchase_id,
+  (select pu.payment_id from student_course_purchases pu where pu.id = b.purchase_id) as payment_id
+"""
+
+
+async def release_slots(tx: Tx, slots: Sequence[tuple[UUID, datetime]]) -> set[UUID]:
+    """Free (booking, start) pairs again; the bookings that changed. What is free already is left alone."""
+    if not slots:
+        return set()
+    rows = await tx.all(
+        RELEASE_SLOTS, {"booking_ids": [booking for booking, _ in slots], "slots": [start for _, start in slots]}
+    )
+    outbox.append(tx, [BookingReleased(**row) for row in rows])
+    return {row["booking_id"] for row in rows}

@@ -1,0 +1,167 @@
+"""The SQL of sessions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from caravan.db import Tx
+
+# Payments first and purchases second, each in the order of ids: as allocations do, for the same rows.
+LOCK_PAYMENTS = """
+select p.id from payments p join student_course_purchases pu on pu.payment_id = p.id
+where pu.id = any(%(purchase_ids)b::uuid[]) order by p.id for share of p
+"""
+LOCK_PURCHASES = """
+select id from student_course_purchases where id = any(%(purchase_ids)b::uuid[]) order by id for no key update
+"""
+
+
+async def lock_purchases(tx: Tx, purchase_ids: Sequence[UUID]) -> None:
+    await tx.execute(LOCK_PAYMENTS, {"purchase_ids": list(purchase_ids)})
+    await tx.execute(LOCK_PURCHASES, {"purchase_ids": list(purchase_ids)})
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """How a purchase's sessions add up: `owed` is what is neither done, scheduled nor refunded."""
+
+    purchase_id: UUID
+    payment_id: UUID
+    student_id: UUID
+    course_id: UUID
+    active: bool
+    held: bool
+    owed: int
+
+
+# Refunds are read from where they are decided, so it does not matter whether the purchase has heard of them already.
+LIST_ACCOUNTS = """
+select pu.id as purchase_id, pu.payment_id, pu.student_id, pu.course_id,
+  pu.is_active and p.status <> 'refunded' as active,
+  coalesce(u.held, false) as held,
+  (pu.purchase_tier - t.counted - least(pu.purchase_tier, greatest(pu.refunded_sessions, r.sessions)))::int as owed
+from student_course_purchases pu
+join payments p on p.id = pu.payment_id
+left join undelivered u on u.payment_id = pu.payment_id
+cross join lateral (select coalesce(sum(sessions), 0) as sessions from refunds where payment_id = pu.payment_id) r
+cross join lateral (
+  select count(*) as counted from tutoring_sessions
+  where purchase_id = pu.id and status in ('scheduled', 'completed', 'student_absent')) t
+where pu.id = any(%(purchase_ids)b::uuid[])
+order by pu.id
+"""
+
+
+async def list_accounts(tx: Tx, purchase_ids: Sequence[UUID]) -> list[Account]:
+    """The purchases that exist, by id."""
+    return await tx.all(LIST_ACCOUNTS, {"purchase_ids": list(purchase_ids)}, into=Account)
+
+
+# Sessions to come whose time was given back. What has begun stays: it was held, or somebody has to say it wasn't.
+CANCEL_SESSIONS = """
+with cancelled as (
+  update tutoring_sessions t set status = 'cancelled'
+  where t.purchase_id = any(%(purchase_ids)b::uuid[]) and t.status = 'scheduled' and t.starts_at > %(now)s
+    and not exists (select from bookings b where b.id = t.booking_id and b.live and t.starts_at = any(b.starts))
+  returning t.purchase_id, t.seq::int
+)
+select purchase_id, array_agg(seq order by seq) as seqs from cancelled group by purchase_id
+"""
+
+
+async def cancel_sessions(tx: Tx, purchase_ids: Sequence[UUID]) -> dict[UUID, list[int]]:
+    """The numbers of the sessions that end here, by purchase."""
+    return dict(await tx.tuples(CANCEL_SESSIONS, {"purchase_ids": list(purchase_ids), "now": tx.now}))
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduled:
+    """New sessions of a purchase."""
+
+    purchase_id: UUID
+    allocation_id: UUID
+    count: int
+    first_starts_at: datetime
+    last_ends_at: datetime
+
+
+# Number the booked slots that have no session yet, after those that are numbered already. All of a purchase's or none:
+# where more is booked than owed, allocations are about to trim. What began before it had a number was missed by
+# everybody, and stays owed.
+INSERT_SESSIONS = """
+with slots as (
+  select b.purchase_id, b.id as booking_id, b.student_id, b.trainer_id, slot as starts_at, b.minutes,
+    row_number() over (partition by b.purchase_id order by slot) as place,
+    count(*) over (partition by b.purchase_id) as total
+  from bookings b cross join lateral unnest(b.starts) slot
+  where b.purchase_id = any(%(purchase_ids)b::uuid[]) and b.live and slot > %(now)s
+    and not exists (select from tutoring_sessions t
+                    where t.purchase_id = b.purchase_id and t.booking_id = b.id and t.starts_at = slot)
+), rooms as (
+  select room.purchase_id, room.owed, pu.course_id,
+    (select coalesce(max(t.seq), 0) from tutoring_sessions t where t.purchase_id = room.purchase_id) as last_seq
+  from unnest(%(open_ids)b::uuid[], %(owed)b::int[]) as room(purchase_id, owed)
+  join student_course_purchases pu on pu.id = room.purchase_id
+), inserted as (
+  insert into tutoring_sessions (purchase_id, seq, allocation_id, booking_id, student_id, course_id, trainer_id,
+    starts_at, ends_at, status)
+  select s.purchase_id, r.last_seq + s.place, a.id, s.booking_id, s.student_id, r.course_id, s.trainer_id, s.starts_at,
+    s.starts_at + make_interval(mins => s.minutes), 'scheduled'
+  from slots s
+  join rooms r on r.purchase_id = s.purchase_id and s.total <= r.owed
+  join trainer_allocations a on a.purchase_id = s.purchase_id and a.status in ('approved', 'completed')
+  order by s.purchase_id, s.place
+  returning purchase_id, allocation_id, starts_at, ends_at
+)
+select purchase_id, allocation_id, count(*)::int as count, min(starts_at) as first_starts_at,
+  max(ends_at) as last_ends_at
+from inserted group by purchase_id, allocation_id
+"""
+
+
+async def insert_sessions(tx: Tx, owed: dict[UUID, int]) -> list[Scheduled]:
+    """Make the sessions that are booked; `owed` is by purchase, the limit of each. The server expands the slots."""
+    return await tx.all(
+        INSERT_SESSIONS,
+        {"purchase_ids": list(owed), "open_ids": list(owed), "owed": list(owed.values()), "now": tx.now},
+        into=Scheduled,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    purchase_id: UUID
+    seq: int
+    starts_at: datetime
+    status: str
+
+
+FIND_SESSION = """
+select purchase_id, seq::int, starts_at, status from tutoring_sessions
+where purchase_id = %(purchase_id)s and seq = %(seq)s
+"""
+
+
+async def find_session(tx: Tx, purchase_id: UUID, seq: int) -> Session | None:
+    return await tx.find(FIND_SESSION, {"purchase_id": purchase_id, "seq": seq}, into=Session)
+
+
+MARK_SESSION = """
+update tutoring_sessions set status = %(status)s where purchase_id = %(purchase_id)s and seq = %(seq)s
+"""
+
+
+async def mark_session(tx: Tx, purchase_id: UUID, seq: int, status: str) -> None:
+    await tx.execute(MARK_SESSION, {"purchase_id": purchase_id, "seq": seq, "status": status})
+
+
+LIST_PURCHASES = """
+select id from student_course_purchases where payment_id = any(%(payment_ids)b::uuid[])
+"""
+
+
+async def list_purchases(tx: Tx, payment_ids: Sequence[UUID]) -> list[UUID]:
+    return await tx.values(LIST_PURCHASES, {"payment_ids": list(payment_ids)})
