@@ -104,7 +104,7 @@ class Settings(BaseSettings):
         return value
 
 
-def load_settings(environ: Mapping[str, str] | None = None, **given: object) -> Settings:
+def load_settings(environ: Mapping[str, str] | None = None, /, **given: object) -> Settings:
     """Settings from the environment; what is `given` (by the command line) and not None wins.
 
     Raises BadSettings with one line.

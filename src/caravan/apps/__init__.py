@@ -1,0 +1,1 @@
+"""How the parts become processes: the wiring (subscriptions), the deployables (services), web, workers, `up`."""

@@ -1,0 +1,63 @@
+"""From settings to running parts: the only place that makes adapters."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+
+from caravan.apps.subscriptions import SUBSCRIPTIONS
+from caravan.db import Database
+from caravan.db.migrate import check_schema
+from caravan.db.wake import Wake
+from caravan.eventlog.rebase import rebase_if_moved
+from caravan.eventlog.subscription import register_groups
+from caravan.settings import BadSettings, Settings
+
+CONNECTIONS_MAX = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """What every service stands on."""
+
+    settings: Settings
+    db: Database
+    wake: Wake
+
+
+@asynccontextmanager
+async def open_platform(settings: Settings) -> AsyncGenerator[Platform]:
+    """The database behind `settings.postgres_url`, its schema checked and the consumer groups registered."""
+    if settings.postgres_url is None:
+        raise BadSettings("POSTGRES_URL: there is no database to work with; set it, or use `caravan up`.")
+    await check_schema(settings.postgres_url)
+    wake = Wake(settings.postgres_direct_url or settings.postgres_url)
+    async with Database(settings.postgres_url, max_connections=CONNECTIONS_MAX, on_hints=wake.send) as db:
+        await rebase_if_moved(db)
+        async with db.transaction() as tx:
+            await register_groups(tx, SUBSCRIPTIONS)
+        await wake.start()
+        try:
+            yield Platform(settings, db, wake)
+        finally:
+            await wake.stop()
+
+
+def worker_name(settings: Settings, service: str, *, own_process: bool) -> str:
+    """A worker's name, under which it takes its work back at once after a restart.
+
+    Of one machine's `caravan up` there is one per data folder. Of services run one by one there may be several: they
+    need their process id, or a CARAVAN_WORKER_NAME each.
+    """
+    if settings.worker_name:
+        return f"{service}@{settings.worker_name}"
+    host = socket.gethostname()
+    if own_process:
+        import os
+
+        return f"{service}@{host}-{os.getpid()}"
+    folder = sha256(str(settings.data_dir.absolute()).encode()).hexdigest()[:6]
+    return f"{service}@{host}-{folder}"

@@ -1,0 +1,44 @@
+"""THE table of deployables: what each service is made of. Imports nothing of it, so that the supervisor stays small."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """`routers`: modules whose `router` it answers with; `worker`: it runs the subscriptions that carry its name."""
+
+    name: str
+    routers: tuple[str, ...] = ()
+    worker: bool = False
+
+
+SERVICES: dict[str, Service] = {
+    service.name: service
+    for service in (
+        Service(
+            "payment-service",
+            routers=(
+                "caravan.web.routes",
+                "caravan.catalog.routes",
+                "caravan.carts.routes",
+                "caravan.payments.routes",
+            ),
+        ),
+        Service(
+            "student-service",
+            routers=("caravan.people.routes", "caravan.student_views.routes", "caravan.student_views.pages"),
+        ),
+        Service("admin-service", routers=("caravan.admin.routes", "caravan.admin.pages")),
+        Service("websocket-server", routers=("caravan.realtime.routes",)),
+        Service("purchase-worker", worker=True),
+        Service("allocation-worker", worker=True),
+        Service("session-worker", worker=True),
+        Service("cache-worker", worker=True),
+        Service("reconciler"),
+    )
+}
+WEB: tuple[str, ...] = tuple(name for name, service in SERVICES.items() if service.routers)
+WORKERS: tuple[str, ...] = tuple(name for name, service in SERVICES.items() if service.worker)
+BACKGROUND: tuple[str, ...] = (*WORKERS, "reconciler")

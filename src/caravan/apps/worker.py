@@ -1,0 +1,108 @@
+"""The workers: a consumer per subscription and the reconciler, as tasks of one process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+from types import TracebackType
+
+import structlog
+
+from caravan.apps.bootstrap import Platform, open_platform, worker_name
+from caravan.apps.child import Line, Order
+from caravan.apps.subscriptions import SUBSCRIPTIONS
+from caravan.eventlog.consumer import Consumer
+from caravan.eventlog.subscription import Subscription
+from caravan.eventlog.workers import Worker
+from caravan.fulfilment.reconciler import Reconciler
+from caravan.settings import Settings
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+
+class Workers:
+    """Services that run in the background of this process; each can be stopped and started alone.
+
+    Use as a context: a service that fails ends them all, and the process with it.
+    """
+
+    def __init__(self, platform: Platform, *, own_process: bool) -> None:
+        self._platform = platform
+        self._own_process = own_process
+        self._running: dict[str, tuple[asyncio.Event, list[asyncio.Task[None]]]] = {}
+        self._tasks = asyncio.TaskGroup()
+
+    async def __aenter__(self) -> Workers:
+        await self._tasks.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for stop, _tasks in self._running.values():
+            stop.set()
+        await self._tasks.__aexit__(kind, error, trace)
+
+    def start(self, service: str) -> None:
+        """Begin the service's loops; nothing where they run."""
+        if service in self._running:
+            return
+        stop = asyncio.Event()
+        if service == "reconciler":
+            loops = [Reconciler(self._platform.db, self._platform.settings).run(stop)]
+        else:
+            loops = [self._consumer(each).run(stop) for each in SUBSCRIPTIONS if each.service == service]
+        tasks = [self._tasks.create_task(loop, name=service) for loop in loops]
+        self._running[service] = stop, tasks
+
+    async def stop(self, service: str) -> None:
+        """End the service's loops after the batch they are in; nothing where they don't run."""
+        stop, tasks = self._running.pop(service, (asyncio.Event(), []))
+        stop.set()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def _consumer(self, subscription: Subscription) -> Consumer:
+        settings = self._platform.settings
+        worker = Worker(
+            service=subscription.service,
+            group=subscription.group,
+            build=settings.build,
+            name=worker_name(settings, subscription.service, own_process=self._own_process),
+        )
+        return Consumer(self._platform.db, subscription, worker, wake=self._platform.wake)
+
+
+async def run_workers(platform: Platform, services: Collection[str], stop: asyncio.Event) -> None:
+    """Run `services` until `stop`; one that fails ends the process."""
+    async with Workers(platform, own_process=True) as workers:
+        for service in services:
+            workers.start(service)
+        await stop.wait()
+
+
+async def run_child(line: Line, settings: Settings, order: Order) -> None:
+    """The workers of `caravan up`, and before them the demo's data."""
+    async with open_platform(settings) as platform:
+        if settings.demo:
+            from caravan.apps.demo_data import ensure_demo
+
+            await ensure_demo(platform.db, settings, order["url"])
+        async with Workers(platform, own_process=False) as workers:
+
+            async def do(asked: Order) -> dict[str, object]:
+                if asked["do"] == "start":
+                    workers.start(asked["name"])
+                elif asked["do"] == "stop":
+                    await workers.stop(asked["name"])
+                else:
+                    raise ValueError(f"the workers take no order {asked['do']}")
+                return {}
+
+            for service in order["services"]:
+                if service not in order["off"]:
+                    workers.start(service)
+            line.answer(order)
+            listening = asyncio.create_task(line.listen(do))
+            await line.stop.wait()
+            listening.cancel()

@@ -1,0 +1,26 @@
+"""Commands about the installation itself: migrate, doctor."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import psycopg
+
+from caravan.cli.options import database_settings, fail
+from caravan.cli.output import show
+from caravan.db.migrate import SchemaProblem
+from caravan.db.migrate import migrate as apply_migrations
+
+
+def migrate(data: Path | None, *, as_json: bool) -> int:
+    settings = database_settings(data)
+    assert settings.postgres_url is not None
+    try:
+        applied = asyncio.run(apply_migrations(settings.postgres_url))
+    except SchemaProblem as error:
+        fail(str(error))
+    except psycopg.OperationalError as error:
+        fail(f"The database does not answer: {str(error).strip().splitlines()[0]}")
+    show({"applied": applied}, as_json=as_json, text=", ".join(applied) or "The schema is up to date.")
+    return 0

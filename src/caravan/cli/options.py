@@ -1,0 +1,52 @@
+"""The options that commands share, and the way from them to settings: problems are one line and exit code 1."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from caravan.settings import Settings
+
+FINE, FAILED, USAGE, FOUND_PROBLEMS = 0, 1, 2, 6
+
+Data = Annotated[Path | None, typer.Option("--data", metavar="DIR", help="The data folder (.caravan).")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+Note = Annotated[str | None, typer.Option("--note", help="Why: kept in the audit log.")]
+
+
+def fail(message: str) -> NoReturn:
+    """One line on standard error, exit code 1."""
+    typer.echo(f"caravan: {message}", err=True)
+    raise typer.Exit(FAILED)
+
+
+def settings_of(data: Path | None, **given: object) -> Settings:
+    """Settings from the environment and the command line; ends the command where they are bad."""
+    from caravan.settings import BadSettings, load_settings
+
+    try:
+        return load_settings(data_dir=data, **given)
+    except BadSettings as error:
+        fail(str(error))
+
+
+def database_settings(data: Path | None, **given: object) -> Settings:
+    """Settings with a database: POSTGRES_URL's, or the embedded one of the data folder, where it runs."""
+    settings = settings_of(data, **given)
+    if settings.postgres_url is not None:
+        return settings
+    from caravan.db.embedded import EmbeddedPostgresError, embedded_url
+
+    try:
+        url = embedded_url(settings.data_dir)
+    except EmbeddedPostgresError as error:
+        fail(str(error))
+    if url is None:
+        fail(
+            f"There is no database: none runs in {settings.data_dir} (start it with `caravan up`),"
+            " and POSTGRES_URL is not set."
+        )
+    return settings_of(data, postgres_url=url, **given)
