@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Annotated, Any, cast
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
 DEPTH_MAX = 20
@@ -66,3 +67,13 @@ Name = Annotated[str, Field(min_length=1, max_length=200)]
 # What an operator writes to say why; `audit.require_note` refuses an empty one with NOTE_REQUIRED.
 Note = Annotated[str, Field(max_length=2000)]
 Instant = AwareDatetime
+
+
+def _written(value: Any) -> Any:
+    """A date is written, never a number of seconds, which pydantic would take too."""
+    if not isinstance(value, str | date):
+        raise ValueError("must be a date such as 2026-01-09")
+    return value
+
+
+CalendarDate = Annotated[date, BeforeValidator(_written)]

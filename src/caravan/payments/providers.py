@@ -1,0 +1,199 @@
+"""Payment providers: the port, and the sandbox, which signs its webhooks as Standard Webhooks does.
+
+The signature is checked here rather than by the `standardwebhooks` library: that one knows one secret and the machine's
+own clock only, and raises anything at all for an odd header. The tests sign with the library.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Final, Protocol
+from uuid import UUID
+
+import msgspec
+
+from caravan.errors import DomainError, Invalid
+from caravan.ids import parse_uuid
+from caravan.payments.model import SANDBOX, Payment
+from caravan.settings import Settings
+
+SUCCEEDED: Final = "payment.succeeded"
+FAILED: Final = "payment.failed"
+REFUNDED: Final = "payment.refunded"
+KNOWN_TYPES: Final = frozenset({SUCCEEDED, FAILED, REFUNDED})
+
+SIGNATURE_WINDOW: Final = timedelta(minutes=5)  # into the past and into the future
+
+
+class SignatureInvalid(DomainError):
+    """The webhook is not signed with our secret, or not at this time."""
+
+    code = "SIGNATURE_INVALID"
+    status = 401
+
+
+class WebhookMalformed(Invalid):
+    """The webhook is signed, but it doesn't say what such a webhook says."""
+
+    code = "WEBHOOK_MALFORMED"
+
+
+class UnknownProvider(DomainError):
+    """No such payment provider is set up here."""
+
+    code = "PROVIDER_UNKNOWN"
+    status = 404
+
+
+class ProviderOff(DomainError):
+    """No payment provider is set up here: nothing can be sold for money."""
+
+    code = "PROVIDER_OFF"
+    status = 503
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderEvent:
+    """What a provider told us, checked. A type that is not in KNOWN_TYPES has no payment, amount or refund."""
+
+    provider: str
+    event_id: str
+    type: str
+    sent_at: datetime
+    body: bytes
+    payment_id: UUID | None = None
+    amount_cents: int | None = None
+    currency: str | None = None
+    refund_id: str | None = None
+
+
+class Provider(Protocol):
+    """Whom we ask for money. Nothing here may wait for the network: it is called inside transactions."""
+
+    @property
+    def name(self) -> str: ...
+
+    def checkout(self, payment: Payment) -> dict[str, Any]:
+        """What the client needs to pay: goes into the answer's `checkout`."""
+        ...
+
+    def verify(self, headers: Mapping[str, str], body: bytes, now: datetime) -> ProviderEvent:
+        """The event that a webhook is; header names in lower case. Raises SignatureInvalid, WebhookMalformed."""
+        ...
+
+    def refund(self, payment: Payment, amount_cents: int, refund_id: str) -> str:
+        """Send money back; `refund_id` is ours. The provider's id of the refund, as its webhooks will call it."""
+        ...
+
+
+class _Data(msgspec.Struct, frozen=True, rename="camel"):
+    payment_id: str
+    amount_cents: Annotated[int, msgspec.Meta(ge=0, le=10**15)] | None = None
+    currency: Annotated[str, msgspec.Meta(pattern=r"^[A-Z]{3}\Z")] | None = None
+    refund_id: Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]{1,200}\Z")] | None = None
+
+
+class _Body(msgspec.Struct, frozen=True):
+    type: Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]{1,100}\Z")]
+    timestamp: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
+    data: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+EVENT_ID: Final = re.compile(r"[\x21-\x7e]{1,255}")
+SECONDS: Final = re.compile(r"[0-9]{1,11}")
+
+
+class SandboxProvider:
+    """Pretends to move money. The first of `secrets` signs, all are accepted, so that a secret can be changed."""
+
+    name = SANDBOX
+
+    def __init__(self, secrets: Sequence[str]) -> None:
+        assert secrets, "a sandbox without a secret would believe anybody"
+        self._keys = [base64.b64decode(secret.removeprefix("whsec_"), validate=True) for secret in secrets]
+
+    def checkout(self, payment: Payment) -> dict[str, Any]:
+        return {"confirmUrl": f"/api/v1/payments/{payment.id}/confirm"}
+
+    def refund(self, payment: Payment, amount_cents: int, refund_id: str) -> str:
+        """The sandbox holds no money, so the refund is done when it is asked for; it keeps our id."""
+        return refund_id
+
+    def sign(self, event_id: str, sent_at: datetime, body: bytes) -> dict[str, str]:
+        """The headers of a webhook, signed."""
+        seconds = str(int(sent_at.timestamp()))
+        return {
+            "webhook-id": event_id,
+            "webhook-timestamp": seconds,
+            "webhook-signature": "v1," + _signature(self._keys[0], event_id, seconds, body),
+        }
+
+    def verify(self, headers: Mapping[str, str], body: bytes, now: datetime) -> ProviderEvent:
+        event_id = headers.get("webhook-id", "")
+        seconds = headers.get("webhook-timestamp", "")
+        if not EVENT_ID.fullmatch(event_id) or not SECONDS.fullmatch(seconds):
+            raise SignatureInvalid("webhook-id and webhook-timestamp (in seconds) are required.")
+        if abs(int(seconds) - now.timestamp()) > SIGNATURE_WINDOW.total_seconds():
+            raise SignatureInvalid("The webhook was signed too long ago, or in the future.")
+        given = headers.get("webhook-signature", "").encode().split(b" ")
+        # Every comparison is made, whatever matches: how long it takes says nothing.
+        matches = [
+            hmac.compare_digest(signature, b"v1," + _signature(key, event_id, seconds, body).encode())
+            for key in self._keys
+            for signature in given
+        ]
+        if not any(matches):
+            raise SignatureInvalid
+        return _read(self.name, event_id, datetime.fromtimestamp(int(seconds), UTC), body)
+
+
+def sandbox_body(type_: str, payment: Payment, now: datetime) -> bytes:
+    """What the sandbox says of a payment that went as asked."""
+    data = {"paymentId": payment.id, "amountCents": payment.amount_cents, "currency": payment.currency}
+    return msgspec.json.encode({"type": type_, "timestamp": now, "data": data})
+
+
+def _signature(key: bytes, event_id: str, seconds: str, body: bytes) -> str:
+    """Over the bytes that came: re-encoded JSON would be another text."""
+    signed = f"{event_id}.{seconds}.".encode() + body
+    return base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
+
+
+def _read(provider: str, event_id: str, signed_at: datetime, body: bytes) -> ProviderEvent:
+    try:
+        message = msgspec.json.decode(body, type=_Body)
+        sent_at = message.timestamp or signed_at
+        if message.type not in KNOWN_TYPES:
+            return ProviderEvent(provider, event_id, message.type, sent_at, body)
+        data = msgspec.json.decode(message.data, type=_Data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise WebhookMalformed(f"The webhook can't be read: {error}") from None
+    payment_id = parse_uuid(data.payment_id)
+    if payment_id is None:
+        raise WebhookMalformed("data.paymentId is not a UUID.")
+    if message.type != FAILED and (data.amount_cents is None or data.currency is None):
+        raise WebhookMalformed(f"A {message.type} says data.amountCents and data.currency.")
+    if message.type == REFUNDED and data.refund_id is None:
+        raise WebhookMalformed("A payment.refunded says data.refundId.")
+    return ProviderEvent(
+        provider, event_id, message.type, sent_at, body, payment_id, data.amount_cents, data.currency, data.refund_id
+    )
+
+
+def list_providers(settings: Settings) -> dict[str, Provider]:
+    """Who is set up, by name."""
+    secret = settings.sandbox_webhook_secret
+    return {SANDBOX: SandboxProvider([secret])} if secret else {}
+
+
+def get_provider(providers: Mapping[str, Provider], name: str) -> Provider:
+    """Raises UnknownProvider."""
+    if name not in providers:
+        raise UnknownProvider
+    return providers[name]
