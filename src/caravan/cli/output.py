@@ -52,6 +52,8 @@ def plain(value: Any) -> Any:
 
 
 def _camel(name: str) -> str:
+    if not name.islower():  # a reason, an id: data, not a name of ours
+        return name
     head, *rest = name.split("_")
     return head + "".join(part.capitalize() for part in rest)
 
