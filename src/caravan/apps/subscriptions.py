@@ -16,6 +16,7 @@ from caravan.events import (
     PurchaseConfirmed,
     PurchaseCreated,
     PurchaseRefunded,
+    SessionChanged,
     StudentUpdated,
     TrainerAllocated,
     TrainerUpdated,
@@ -56,6 +57,7 @@ SUBSCRIPTIONS: tuple[Subscription, ...] = (
         handlers={
             PurchaseCreated: allocations.allocate_trainers,
             PurchaseRefunded: allocations.undo_refunded,
+            SessionChanged: allocations.settle_changed,
             **dict.fromkeys(RESOURCES, allocations.resume_waiting),
         },
     ),
