@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -10,7 +10,7 @@ import httpx2
 from fastapi import APIRouter, FastAPI
 
 from caravan.db import Database
-from caravan.settings import Settings
+from caravan.settings import Settings, load_settings
 from caravan.web import auth, policies
 from caravan.web.auth import Role
 from caravan.web.setup import set_up
@@ -22,7 +22,7 @@ ORIGIN = "http://caravan.test"
 def make_app(db: Database, *routers: APIRouter, settings: Settings | None = None) -> FastAPI:
     app = FastAPI(docs_url=None, redoc_url=None)
     app.state.db = db
-    app.state.settings = settings = settings or Settings()
+    app.state.settings = settings = settings or load_settings({})
     for router in routers:
         app.include_router(router)
     set_up(app, settings)
@@ -31,7 +31,7 @@ def make_app(db: Database, *routers: APIRouter, settings: Settings | None = None
 
 
 @asynccontextmanager
-async def client_of(app: FastAPI, base_url: str = ORIGIN, **options: Any) -> AsyncIterator[httpx2.AsyncClient]:
+async def client_of(app: FastAPI, base_url: str = ORIGIN, **options: Any) -> AsyncGenerator[httpx2.AsyncClient]:
     transport = httpx2.ASGITransport(app=app)
     async with httpx2.AsyncClient(transport=transport, base_url=base_url, **options) as client:
         yield client

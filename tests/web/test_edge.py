@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from typing import Annotated
 from uuid import UUID
 
 import psycopg
@@ -12,7 +12,7 @@ from fastapi import APIRouter, FastAPI, Request
 from starlette.websockets import WebSocket
 
 from caravan.db import Database
-from caravan.settings import Settings
+from caravan.settings import load_settings
 from caravan.web import auth
 from caravan.web.deps import Trace
 from caravan.web.middleware import BODY_BYTES_MAX
@@ -118,7 +118,7 @@ async def test_an_outage_asks_to_come_back(app: FastAPI) -> None:
     ],
 )
 async def test_a_cookie_works_from_our_own_pages_only(db: Database, headers: dict[str, str], status: int) -> None:
-    app = make_app(db, probe, settings=Settings(origins=("https://app.example.com",)))
+    app = make_app(db, probe, settings=load_settings({}, origins=("https://app.example.com",)))
     account = await an_account(db, "asha@example.com")
     token = (await bearer(db, account))["authorization"].removeprefix("Bearer ")
     async with client_of(app, cookies={"caravan_session": token}) as client:
