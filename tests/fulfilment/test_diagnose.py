@@ -163,6 +163,8 @@ async def test_delivered_but_still_registered(db: Database) -> None:
 @pytest.mark.parametrize("reason", list(Reason))
 async def test_every_business_reason_is_told_with_its_button(db: Database, reason: Reason) -> None:
     road = await world.a_payment(db, reason=reason)
+    if reason is Reason.STUDENT_CONFLICT:
+        await world.purchased(db, road)
     finding = await the_finding(db, road)
     assert (finding.reason, finding.technical) == (reason, False)
     assert finding.action is not None

@@ -16,6 +16,7 @@ from caravan.db import Tx
 from caravan.deliveries import Reason, Stage
 from caravan.fulfilment.facts import Facts, choose_payments, gather_facts
 from caravan.fulfilment.gaps import HOP_OF_STAGE, Hop, Step
+from caravan.web.formats import money
 
 # An event that waits this long with a live worker is behind; a worker's lease is as long, so a dead one shows as soon.
 WAITING_SECONDS = 6.0
@@ -251,14 +252,14 @@ def _checklist(facts: Facts) -> list[str]:
 
 
 def _payment_line(facts: Facts) -> str:
-    money = _money(facts.amount_cents, facts.currency)
+    asked = money(facts.amount_cents, facts.currency)
     if facts.captured_at is None:
-        return f"Payment of {money} by {facts.provider} is {facts.status}, created at {_time(facts.created_at)}."
-    captured = _money(facts.captured_cents or 0, facts.currency)
-    line = f"Payment of {money} by {facts.provider} is {facts.status}: {captured} captured"
+        return f"Payment of {asked} by {facts.provider} is {facts.status}, created at {_time(facts.created_at)}."
+    captured = money(facts.captured_cents or 0, facts.currency)
+    line = f"Payment of {asked} by {facts.provider} is {facts.status}: {captured} captured"
     line += f" at {_time(facts.captured_at)}"
     if facts.refunded_cents:
-        line += f", {_money(facts.refunded_cents, facts.currency)} given back"
+        line += f", {money(facts.refunded_cents, facts.currency)} given back"
     return line + "."
 
 
@@ -290,9 +291,9 @@ def _action(facts: Facts, reason: str | None, step: Step | None) -> Action | Non
             return Action("refund", "Refund the second payment", "POST", f"{payment}/refund")
         case Reason.TIER_UNKNOWN:
             return Action("mend_payment", "Set the number of sessions", "PATCH", payment, ("sessionCount", "note"))
-        case Reason.INVALID_SCHEDULE:
+        case Reason.INVALID_SCHEDULE if facts.purchase_id is None:
             return Action("mend_payment", "Set slot and start", "PATCH", payment, ("timeSlot", "startDate", "note"))
-        case Reason.STUDENT_CONFLICT:
+        case Reason.STUDENT_CONFLICT | Reason.INVALID_SCHEDULE if facts.purchase_id is not None:
             path = f"/api/v1/admin/purchases/{facts.purchase_id}"
             return Action("mend_purchase", "Choose another slot", "PATCH", path, ("timeSlot", "startDate", "note"))
         case _:
@@ -311,10 +312,6 @@ _LABELS = {
 
 def _time(at: datetime | None) -> str:
     return "an unknown time" if at is None else at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
-def _money(cents: int, currency: str) -> str:
-    return f"{currency} {cents // 100:,}.{cents % 100:02d}"
 
 
 def _plain(value: object) -> str:

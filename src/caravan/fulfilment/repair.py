@@ -1,0 +1,220 @@
+"""Do the one safe next step for a payment that is stuck, through the operation that its worker would have run.
+
+There is no second implementation here: a step is a call of a context's own operation, which looks at the tables and
+does what is missing. The reconciler runs the same steps over many payments, an operator's button over one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from uuid import UUID
+
+from caravan import deliveries
+from caravan.allocations.operations import NOTICE, settle_allocations
+from caravan.db import Tx
+from caravan.deliveries import Reason
+from caravan.errors import Conflict, NotFound, is_transient
+from caravan.eventlog import dead_letters
+from caravan.eventlog.consumer import describe
+from caravan.eventlog.subscription import Subscription
+from caravan.fulfilment.diagnose import Finding, Technical, explain
+from caravan.fulfilment.facts import Facts, gather_facts
+from caravan.fulfilment.gaps import Step
+from caravan.payments.captures import settle_captured
+from caravan.payments.webhooks import apply_waiting
+from caravan.purchases.operations import apply_refunds, create_purchases
+from caravan.sessions.operations import sync_sessions
+
+# Money that only an operator may decide about.
+OPERATORS_DECISION = frozenset({Reason.OPERATOR_HOLD, Reason.AMOUNT_MISMATCH, Reason.PAID_TWICE})
+
+
+class PaymentNotFound(NotFound):
+    """There is no such payment."""
+
+    code = "PAYMENT_NOT_FOUND"
+
+
+class OperatorMustDecide(Conflict):
+    """No repair moves this payment: an operator has to accept it, refund it or release it. The code says which."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(_DECISIONS[Reason(reason)])
+        self.reason = reason
+
+    @property
+    def problem_code(self) -> str:
+        return self.reason
+
+
+_DECISIONS = {
+    Reason.OPERATOR_HOLD: "An operator put it on hold: release it first.",
+    Reason.AMOUNT_MISMATCH: "Another amount came than was asked for: accept it or refund it.",
+    Reason.PAID_TWICE: "The checkout was paid twice: refund this payment.",
+}
+
+
+class ReplayFailed(Conflict):
+    """The handler failed again: the dead letter stays parked."""
+
+    code = "REPLAY_FAILED"
+
+
+@dataclass(frozen=True, slots=True)
+class Repaired:
+    """What a repair did, in words, and where the payment was and is. `step` is None where nothing was to be done."""
+
+    payment_id: UUID
+    purchase_id: UUID | None
+    step: str | None
+    did: str
+    stage_before: str
+    stage: str
+    reason_before: str | None
+    reason: str | None
+
+
+# Repairs and refunds of one payment wait for each other.
+LOCK_PAYMENT = "select id from payments where id = %(payment_id)s for update"
+
+
+async def repair(
+    tx: Tx,
+    payment_id: UUID,
+    *,
+    by: str,
+    note: str | None,
+    subscriptions: Mapping[str, Subscription],
+    notice: timedelta = NOTICE,
+) -> Repaired:
+    """Do the next step for this payment, if there is one, and tell what it was.
+
+    Raises PaymentNotFound; OperatorMustDecide with the reason as code; ReplayFailed.
+    """
+    facts, before = await _look(tx, payment_id, lock=True)
+    if before.reason in OPERATORS_DECISION:
+        raise OperatorMustDecide(str(before.reason))
+    step: str | None = before.step
+    if step is None:
+        did = f"Nothing to do: {before.evidence[-1]}"
+    elif before.reason == Technical.IN_DEAD_LETTERS and facts.dead_letter_id is not None:
+        step = "replay"
+        await replay(tx, facts.dead_letter_id, subscriptions, by=by, note=note)
+        did = f"Replayed the parked {facts.event_type} (dead letter {facts.dead_letter_id})."
+    else:
+        await run_step(tx, Step(step), [payment_id], notice=notice)
+        did = ""
+    facts, after = await _look(tx, payment_id)
+    return Repaired(
+        payment_id=payment_id,
+        purchase_id=after.purchase_id,
+        step=step,
+        did=did or _tell(Step(step or ""), before, after, facts),
+        stage_before=before.stage,
+        stage=after.stage,
+        reason_before=before.reason,
+        reason=after.reason,
+    )
+
+
+async def replay(
+    tx: Tx, dead_letter_id: UUID, subscriptions: Mapping[str, Subscription], *, by: str, note: str | None
+) -> dead_letters.DeadLetter:
+    """Run a parked event again; if its handler fails, it stays parked. Raises ReplayFailed."""
+    try:
+        async with tx.savepoint():
+            return await dead_letters.replay(tx, dead_letter_id, subscriptions, by=by, note=note)
+    except (Conflict, NotFound):
+        raise
+    except Exception as error:
+        if is_transient(error):
+            raise
+        raise ReplayFailed(f"The handler failed again: {describe(error)}.") from error
+
+
+async def _look(tx: Tx, payment_id: UUID, *, lock: bool = False) -> tuple[Facts, Finding]:
+    if lock and await tx.value(LOCK_PAYMENT, {"payment_id": payment_id}) is None:
+        raise PaymentNotFound
+    (facts,) = await gather_facts(tx, [payment_id])
+    return facts, explain(facts, tx.now)
+
+
+PURCHASES_OF = """
+select id from student_course_purchases where payment_id = any(%(payment_ids)b::uuid[]) order by id
+"""
+
+
+async def run_step(tx: Tx, step: Step, payment_ids: Sequence[UUID], *, notice: timedelta = NOTICE) -> None:
+    """One step for many payments. May run again at any time: held, finished and refunded ones stay as they are."""
+    ids = sorted(payment_ids)
+    if not ids:
+        return
+    match step:
+        case Step.APPLY_WEBHOOK:
+            for payment_id in ids:
+                await apply_waiting(tx, payment_id)
+        case Step.REGISTER:
+            await deliveries.open_deliveries(tx, ids)
+            await _go_on(tx, ids, notice)
+        case Step.CREATE_PURCHASE:
+            await _create_purchases(tx, ids)
+        case Step.ALLOCATE_TRAINER:
+            purchases = await tx.values(PURCHASES_OF, {"payment_ids": ids})
+            await settle_allocations(tx, purchases, notice=notice)
+        case Step.SCHEDULE_SESSIONS:
+            await sync_sessions(tx, await tx.values(PURCHASES_OF, {"payment_ids": ids}))
+        case Step.CLOSE:
+            await _close(tx, ids, notice)
+
+
+async def _create_purchases(tx: Tx, payment_ids: Sequence[UUID]) -> None:
+    for payment_id in payment_ids:
+        await settle_captured(tx, payment_id)  # money whose checkout nobody has settled yet can't buy it
+    await create_purchases(tx, payment_ids)
+
+
+async def _go_on(tx: Tx, payment_ids: Sequence[UUID], notice: timedelta) -> None:
+    """Whatever comes next for payments of any stage."""
+    await _create_purchases(tx, payment_ids)
+    purchases = await tx.values(PURCHASES_OF, {"payment_ids": list(payment_ids)})
+    await settle_allocations(tx, purchases, notice=notice)
+    await sync_sessions(tx, purchases)
+
+
+# Those of some payments that really owe nothing any more.
+NOTHING_OWED = """
+select payment_id from fulfilments
+where payment_id = any(%(payment_ids)b::uuid[]) and owed = 0 and stage in ('scheduled', 'completed', 'refunded')
+"""
+
+
+async def _close(tx: Tx, payment_ids: Sequence[UUID], notice: timedelta) -> None:
+    """Finish what a refund or the last session left undone, then take delivered money off the register."""
+    await apply_refunds(tx, payment_ids)
+    purchases = await tx.values(PURCHASES_OF, {"payment_ids": list(payment_ids)})
+    await settle_allocations(tx, purchases, notice=notice)
+    await sync_sessions(tx, purchases)
+    await deliveries.close_deliveries(tx, await tx.values(NOTHING_OWED, {"payment_ids": list(payment_ids)}))
+
+
+def _tell(step: Step, before: Finding, after: Finding, facts: Facts) -> str:
+    """What changed, in one sentence."""
+    if facts.reason and after.stage == before.stage:
+        return f"Looked again: it has to wait, {facts.reason}."
+    match step:
+        case Step.APPLY_WEBHOOK:
+            return f"Applied the stored webhook: the payment is {facts.status}."
+        case Step.CREATE_PURCHASE if facts.purchase_id:
+            return f"Created purchase {facts.purchase_id}."
+        case Step.ALLOCATE_TRAINER if facts.trainer_id:
+            return f"Allocated trainer {facts.trainer_id} (allocation {facts.allocation_id})."
+        case Step.SCHEDULE_SESSIONS if facts.scheduled:
+            return f"Created the missing sessions: {facts.scheduled} scheduled."
+        case Step.REGISTER:
+            return f"Registered it as undelivered money and went on: it is {after.stage} now."
+        case Step.CLOSE:
+            return "Took it off the register: nothing is owed."
+        case _:
+            return f"Ran {step} again: it is {after.stage} now."
