@@ -16,7 +16,7 @@ run: ## the whole platform with demo data; ARGS="--port 8123 --data DIR" is hand
 
 test: ## the tests; ARGS="-k name" is handed on to pytest
 	@tools/env dev
-	@$(BIN)/pytest --ignore=tests/browser $(ARGS)
+	@$(BIN)/pytest -n 2 --dist worksteal --ignore=tests/browser $(ARGS)
 
 lint: ## ruff, basedpyright, import-linter, migration lint
 	@tools/env dev
