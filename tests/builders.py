@@ -5,6 +5,7 @@ Append only; a builder takes `tx` first and returns what it made.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from typing import Any
 from uuid import UUID
 
 from caravan import deliveries
-from caravan.db import Tx
+from caravan.db import Database, Tx
 from caravan.events import PurchaseRefunded
 from caravan.ids import new_id
 from caravan.payments.model import Order, Payment, Rules
@@ -204,16 +205,16 @@ async def a_captured_payment(
     }
     if checkout_id is None:
         await tx.execute(
-            "insert into checkouts (id, student_id, course_id, sessions, price_cents, currency, session_minutes, weekdays,"
-            " learning_mode, timezone, slot_start, start_date, raw, expires_at, paid_by) values (%(checkout)s, %(student)s,"
-            " %(course)s, %(sessions)s, 120000, 'INR', %(minutes)s, %(weekdays)s::smallint[], %(mode)s, %(zone)s, %(slot)s,"
-            " %(start)s, '{}', %(now)s, %(payment)s)",
+            "insert into checkouts (id, student_id, course_id, sessions, price_cents, currency, session_minutes,"
+            " weekdays, learning_mode, timezone, slot_start, start_date, raw, expires_at, paid_by)"
+            " values (%(checkout)s, %(student)s, %(course)s, %(sessions)s, 120000, 'INR', %(minutes)s,"
+            " %(weekdays)s::smallint[], %(mode)s, %(zone)s, %(slot)s, %(start)s, '{}', %(now)s, %(payment)s)",
             row,
         )
     await tx.execute(
-        "insert into payments (id, checkout_id, student_id, provider, status, amount_cents, currency, captured_cents,"
-        " captured_currency, captured_at, metadata) values (%(payment)s, %(checkout)s, %(student)s, 'sandbox', 'succeeded',"
-        " 120000, 'INR', %(captured)s, 'INR', %(now)s, %(metadata)s::jsonb)",
+        "insert into payments (id, checkout_id, student_id, provider, status, amount_cents, currency,"
+        " captured_cents, captured_currency, captured_at, metadata) values (%(payment)s, %(checkout)s, %(student)s,"
+        " 'sandbox', 'succeeded', 120000, 'INR', %(captured)s, 'INR', %(now)s, %(metadata)s::jsonb)",
         row,
     )
     await deliveries.open_deliveries(tx, [payment_id])
@@ -230,3 +231,11 @@ async def a_refund(
     event = tx.outgoing[-1]
     assert isinstance(event, PurchaseRefunded)
     return event
+
+
+async def somebody_waiting_for_a_lock(db: Database) -> None:
+    """Returns once a session of this test's database waits for a lock that another one holds."""
+    query = "select from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+    async with asyncio.timeout(10), db.connection() as connection:
+        while (await connection.execute(query)).rowcount == 0:
+            pass

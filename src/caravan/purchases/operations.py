@@ -75,6 +75,8 @@ async def create_purchases(tx: Tx, payment_ids: Sequence[UUID]) -> Created:
             sold.append((paid, verdict))
         elif isinstance(verdict, Wait):
             done.waiting[paid.payment_id] = verdict.reason
+            if paid.reason == verdict.reason and verdict.detail is None:
+                continue  # payments stored it, and knows more about it
             blocks.append(Block(paid.payment_id, Stage.PAID, verdict.reason, verdict.detail))
         else:
             done.skipped[paid.payment_id] = verdict
@@ -100,14 +102,14 @@ def _skip(paid: Paid) -> Skip | None:
         return "refunded"
     if paid.held:
         return "held"
-    if paid.paid_by is None:
+    if paid.paid_by is None and not paid.mismatch:
         return "not the payer"
     return None
 
 
 def _stop(paid: Paid) -> Wait | None:
     """Money that an operator has to look at first."""
-    if paid.paid_by != paid.payment_id:
+    if paid.paid_by not in (None, paid.payment_id):
         return Wait(Reason.PAID_TWICE, {"paidBy": str(paid.paid_by)})
     if paid.mismatch:
         return Wait(Reason.AMOUNT_MISMATCH)

@@ -26,9 +26,10 @@ async def lock_payments(tx: Tx, payment_ids: Sequence[UUID]) -> None:
 # Everything that decides whether a payment becomes a purchase. What a checkout does not know is filled from the course
 # and the student (minutes, weekdays, zone), and the course from the metadata where it names one.
 LIST_PAID = """
-select p.id as payment_id, p.status, p.captured_at is not null as captured, p.student_id, p.checkout_id, p.metadata,
-  p.accepted_at is null and (p.captured_cents is distinct from p.amount_cents or p.currency <> c.currency
-                             or coalesce(u.reason = 'AMOUNT_MISMATCH', false)) as mismatch,
+select p.id as payment_id, p.status, p.captured_at is not null as captured, p.student_id, p.checkout_id,
+  case when jsonb_typeof(p.metadata) = 'object' then p.metadata else '{}' end as metadata,
+  p.accepted_at is null and (p.captured_cents, coalesce(p.captured_currency, p.currency))
+    is distinct from (p.amount_cents, p.currency) as mismatch,
   c.paid_by, named.course_id, c.sessions, coalesce(c.session_minutes, k.session_minutes) as session_minutes,
   coalesce(c.weekdays, k.weekdays) as weekdays, c.learning_mode, c.group_size,
   coalesce(c.timezone, s.timezone) as timezone, c.slot_start, c.start_date,
