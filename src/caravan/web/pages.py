@@ -29,13 +29,13 @@ page_actor = allow
 # Where each role begins, and what its menu holds: (address, text).
 HOME: Final[dict[Role, str]] = {
     Role.STUDENT: "/home",
-    Role.TRAINER: "/courses",
+    Role.TRAINER: "/schedule",
     Role.SUPPORT: "/console",
     Role.ADMIN: "/console",
 }
 MENU: Final[dict[Role, tuple[tuple[str, str], ...]]] = {
-    Role.STUDENT: (("/home", "My courses"), ("/courses", "Catalogue")),
-    Role.TRAINER: (("/courses", "Catalogue"),),
+    Role.STUDENT: (("/home", "Home"), ("/courses", "Catalogue"), ("/learning", "Learning")),
+    Role.TRAINER: (("/schedule", "My sessions"),),
     Role.SUPPORT: (("/console", "Overview"), ("/console/purchases", "Purchases")),
     Role.ADMIN: (("/console", "Overview"), ("/console/purchases", "Purchases")),
 }
