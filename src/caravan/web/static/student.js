@@ -1,0 +1,120 @@
+// What families do: buy, pay, try again, tell where home is. All through the JSON API; the cookie says who they are.
+
+import { refresh } from "./live.js";
+
+/** One POST or PATCH; throws {code, detail} of the problem that came back. */
+async function send(method, address, body, key) {
+  const headers = { "content-type": "application/json" };
+  if (key) headers["idempotency-key"] = key;
+  let answer;
+  try {
+    answer = await fetch(address, { method, headers, body: body === undefined ? undefined : JSON.stringify(body) });
+  } catch {
+    throw { code: "OFFLINE", detail: "The server could not be reached. Nothing was charged; please try again." };
+  }
+  const document_ = await answer.json().catch(() => ({}));
+  if (!answer.ok) throw { code: "REFUSED", detail: "That did not work. Please try again.", ...document_ };
+  return document_;
+}
+
+/** Run a step while its button waits; tell what went wrong beside it. */
+async function step(button, place, work) {
+  if (button.getAttribute("aria-busy") === "true") return;
+  place.replaceChildren();
+  button.setAttribute("aria-busy", "true");
+  try {
+    await work();
+  } catch (problem) {
+    if (!problem.detail) throw problem;
+    place.replaceChildren(describe(problem));
+  } finally {
+    button.setAttribute("aria-busy", "false");
+  }
+}
+
+function describe(problem) {
+  const line = document.createElement("span");
+  line.textContent = problem.detail;
+  if (problem.code === "CHECKOUT_OPEN" && problem.paymentId) {
+    line.textContent = "You have begun to buy this course at this time already. ";
+    const link = document.createElement("a");
+    link.href = `/checkout/${encodeURIComponent(problem.paymentId)}`;
+    link.textContent = "Go on with that order";
+    line.append(link);
+  }
+  return line;
+}
+
+// One key per intent: the same order sent twice is one order, a changed order is another one.
+const keys = new Map();
+function keyOf(form, body) {
+  const intent = JSON.stringify(body);
+  if (!keys.has(intent)) keys.set(intent, keys.size === 0 ? form.dataset.key : `${form.dataset.key}-${keys.size}`);
+  return keys.get(intent);
+}
+
+function order(form) {
+  const fields = new FormData(form);
+  const tier = form.querySelector("input[name=tier]:checked");
+  return {
+    studentId: fields.get("studentId"),
+    courseId: fields.get("courseId"),
+    sessionCount: Number(tier.value),
+    groupSize: Number(tier.dataset.groupSize),
+    expectedAmountCents: Number(tier.dataset.amountCents),
+    learningMode: fields.get("learningMode"),
+    timeSlot: fields.get("timeSlot"),
+    startDate: fields.get("startDate"),
+  };
+}
+
+function placeOf(element) {
+  return (element.closest("form") ?? document).querySelector("[data-problem]");
+}
+
+document.addEventListener("submit", (event) => {
+  const form = event.target;
+  const button = form.querySelector("button[type=submit]");
+  if (form.matches("[data-buy]")) {
+    event.preventDefault();
+    step(button, placeOf(form), async () => {
+      const body = order(form);
+      const payment = await send("POST", "/api/v1/payments", body, keyOf(form, body));
+      location.assign(`/checkout/${payment.id}`);
+    });
+  } else if (form.matches("[data-location]")) {
+    event.preventDefault();
+    step(button, placeOf(form), async () => {
+      const fields = new FormData(form);
+      const place = { latitude: Number(fields.get("latitude")), longitude: Number(fields.get("longitude")) };
+      await send("PATCH", `/api/v1/students/${form.dataset.location}`, place);
+      refresh();
+    });
+  }
+});
+
+document.addEventListener("click", (event) => {
+  const button = event.target.closest("button[data-confirm], button[data-retry]");
+  if (!button) return;
+  step(button, placeOf(button), async () => {
+    if (button.dataset.confirm) {
+      performance.mark("caravan:pay");
+      await send("POST", `/api/v1/payments/${button.dataset.confirm}/confirm`);
+      performance.mark("caravan:paid");
+      refresh();
+    } else {
+      const body = { checkoutId: button.dataset.retry };
+      const payment = await send("POST", "/api/v1/payments", body, button.dataset.key);
+      location.assign(`/checkout/${payment.id}`);
+    }
+  });
+});
+
+/** How long it has been, on the page's own clock. */
+function tick() {
+  for (const place of document.querySelectorAll("[data-since]")) {
+    const seconds = Math.max(0, Math.floor((Date.now() - Date.parse(place.dataset.since)) / 1000));
+    place.textContent = seconds < 60 ? `${seconds} s` : `${Math.floor(seconds / 60)} min`;
+  }
+}
+setInterval(tick, 1000);
