@@ -61,7 +61,7 @@ async def get_family(tx: Tx, request: Request, actor: Actor, wanted: UUID | None
 
 def show(request: Request, actor: Actor, family: Family, template: str, **context: Any) -> Response:
     page = render(request, actor, template, family=family, student=family.chosen, words=wording, modes=MODES, **context)
-    if family.chosen and "student" in request.query_params:
+    if family.chosen and "student" in request.query_params and "hx-request" not in request.headers:
         page.set_cookie(STUDENT_COOKIE, str(family.chosen.id), httponly=True, samesite="lax", path="/")
     return page
 

@@ -1,8 +1,6 @@
 // Keeps the page that you are on true: after any frame, and after any reconnection, it fetches the page again and
 // puts its #live part in place (htmx does both, see family.html). A frame is a hint; what it says is never shown.
 
-import { announce } from "./app.js";
-
 const BACKOFF_FIRST_MS = 300;
 const BACKOFF_MAX_MS = 20_000;
 const STEADY_MS = 5_000; // a connection that lives this long was a good one
@@ -10,6 +8,7 @@ const PATIENCE_MS = 3_000; // a short break is nobody's business
 
 const live = document.getElementById("live");
 const state = document.getElementById("live-state");
+const announcements = document.getElementById("announcements");
 const heads = live ? JSON.parse(live.dataset.heads) : {}; // student -> last seq that this page knows of
 
 let socket = null;
@@ -18,7 +17,7 @@ let timer = 0;
 let quiet = 0;
 
 /** Fetch this page again; while one fetch runs, htmx keeps the last further one waiting. */
-export function refresh() {
+function refresh() {
   document.body.dispatchEvent(new CustomEvent("caravan:feed"));
 }
 
@@ -60,7 +59,7 @@ function hear(frame) {
 }
 
 function show(text) {
-  if (state.textContent !== text && text) announce(text);
+  if (state.textContent !== text && text) announcements.textContent = text;
   state.textContent = text;
   state.hidden = !text;
 }
