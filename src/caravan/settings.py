@@ -41,26 +41,26 @@ class Settings(BaseSettings):
         frozen=True, env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", populate_by_name=True
     )
 
-    postgres_url: str | None = Field(None, repr=False, validation_alias=AliasChoices("POSTGRES_URL"))
-    postgres_direct_url: str | None = Field(None, repr=False)  # around a pooler, for LISTEN
-    kafka_broker: str | None = Field(None, repr=False, validation_alias=AliasChoices("KAFKA_BROKER"))
-    redis_url: str | None = Field(None, repr=False, validation_alias=AliasChoices("REDIS_URL"))
+    postgres_url: str | None = Field(default=None, repr=False, validation_alias=AliasChoices("POSTGRES_URL"))
+    postgres_direct_url: str | None = Field(default=None, repr=False)  # around a pooler, for LISTEN
+    kafka_broker: str | None = Field(default=None, repr=False, validation_alias=AliasChoices("KAFKA_BROKER"))
+    redis_url: str | None = Field(default=None, repr=False, validation_alias=AliasChoices("REDIS_URL"))
 
     data_dir: Path = Path(".caravan")
     host: str = "127.0.0.1"
-    port: int = Field(8080, ge=1, le=65535)
+    port: int = Field(default=8080, ge=1, le=65535)
     origins: Annotated[tuple[str, ...], NoDecode] = ()  # of other sites that may open our WebSocket; comma-separated
     log_json: bool | None = None  # None: readable on a terminal, JSON elsewhere
-    worker_name: str | None = Field(None, max_length=100)  # None: the machine's name
+    worker_name: str | None = Field(default=None, max_length=100)  # None: the machine's name
     build: str = Field(default_factory=lambda: find_build())
     demo: bool = False
-    sandbox_webhook_secret: str | None = Field(None, repr=False)  # None: the sandbox provider is off
+    sandbox_webhook_secret: str | None = Field(default=None, repr=False)  # None: the sandbox provider is off
 
-    notice_hours: int = Field(12, ge=0, le=24 * 30)
-    start_horizon_days: int = Field(90, ge=1, le=730)
-    coin_value_cents: int = Field(100, ge=1, le=1_000_000)
-    checkout_minutes: int = Field(30, ge=1, le=24 * 60)
-    unclaimed_minutes: int = Field(15, ge=1, le=24 * 60)
+    notice_hours: int = Field(default=12, ge=0, le=24 * 30)
+    start_horizon_days: int = Field(default=90, ge=1, le=730)
+    coin_value_cents: int = Field(default=100, ge=1, le=1_000_000)
+    checkout_minutes: int = Field(default=30, ge=1, le=24 * 60)
+    unclaimed_minutes: int = Field(default=15, ge=1, le=24 * 60)
     postgres_bin: Path | None = None  # the bin folder of another PostgreSQL, read by caravan.db.embedded_binaries
 
     @field_validator("postgres_url", "postgres_direct_url")
