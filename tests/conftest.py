@@ -8,6 +8,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
@@ -86,29 +87,42 @@ def postgres_url() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def template_url(postgres_url: str) -> str:
-    """A migrated database that is only ever copied."""
+def template(postgres_url: str) -> str:
+    """The name of a migrated database that is only ever copied: PostgreSQL copies none that somebody is connected to."""
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute(sql.SQL("create database {}").format(sql.Identifier(TEMPLATE)))
-    url = make_conninfo(postgres_url, dbname=TEMPLATE)
-    asyncio.run(migrate(url))
-    return url
+        asyncio.run(migrate(make_conninfo(postgres_url, dbname=TEMPLATE)))
+        connection.execute(sql.SQL("alter database {} allow_connections false").format(sql.Identifier(TEMPLATE)))
+    return TEMPLATE
 
 
 _numbers = count(1)
 
 
+@contextmanager
+def _fresh_database(postgres_url: str, template: str) -> Iterator[str]:
+    """A copy of the template; dropped afterwards, whoever is still connected."""
+    name = f"test_{next(_numbers)}"
+    create = sql.SQL("create database {} template {} strategy file_copy")
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(create.format(sql.Identifier(name), sql.Identifier(template)))
+    yield make_conninfo(postgres_url, dbname=name)
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+
+
 @pytest.fixture
-def database_url(postgres_url: str, template_url: str) -> Iterator[str]:
-    """A fresh migrated database for one test; dropped afterwards, whoever is still connected."""
-    name = sql.Identifier(f"test_{next(_numbers)}")
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute(
-            sql.SQL("create database {} template {} strategy file_copy").format(name, sql.Identifier(TEMPLATE))
-        )
-    yield make_conninfo(postgres_url, dbname=name.as_string().strip('"'))
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute(sql.SQL("drop database {} with (force)").format(name))
+def database_url(postgres_url: str, template: str) -> Iterator[str]:
+    """A fresh migrated database for one test."""
+    with _fresh_database(postgres_url, template) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def migrated_url(postgres_url: str, template: str) -> Iterator[str]:
+    """A migrated database that stays empty: for many tests that only look at the schema."""
+    with _fresh_database(postgres_url, template) as url:
+        yield url
 
 
 @pytest.fixture

@@ -65,8 +65,8 @@ def prepare(connection: psycopg.Connection, statement: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def connection(template_url: str) -> psycopg.Connection:
-    return psycopg.connect(template_url, autocommit=True)
+def connection(migrated_url: str) -> psycopg.Connection:
+    return psycopg.connect(migrated_url, autocommit=True)
 
 
 @pytest.mark.parametrize("name", CONSTANTS)
