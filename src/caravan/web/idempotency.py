@@ -92,7 +92,7 @@ async def once(
     return status, answer
 
 
-DELETE_OLD_ANSWERS = "delete from idempotency_keys where created_at < %(now)s - interval '7 days'"
+DELETE_OLD_ANSWERS = "delete from idempotency_keys where created_at < %(now)s::timestamptz - interval '7 days'"
 
 
 async def purge(tx: Tx) -> int:
