@@ -1,0 +1,153 @@
+"""Pages of families and trainers as they are served: what they say, to whom, and what they never say."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import httpx2
+import pytest
+
+from caravan.db import Database
+from caravan.deliveries import Reason, Stage
+from caravan.ids import new_id
+from caravan.student_views import pages, wording
+from caravan.web.auth import Role
+from tests.clients import an_account, bearer, client_of, make_app
+from tests.fulfilment import world
+from tests.student_views.test_views import sign_in
+
+PAGE = {"accept": "text/html"}
+
+
+@pytest.fixture
+async def client(db: Database) -> AsyncIterator[httpx2.AsyncClient]:
+    async with client_of(make_app(db, pages.router), headers=PAGE) as client:
+        yield client
+
+
+async def read(client: httpx2.AsyncClient, address: str) -> str:
+    answer = await client.get(address)
+    assert answer.status_code == 200, answer.text
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert " style=" not in answer.text  # the policy forbids both
+    assert "<script>" not in answer.text
+    return answer.text
+
+
+async def a_tier(db: Database) -> None:
+    async with db.transaction() as tx:
+        await tx.execute("insert into course_tiers (course_id, sessions, amount_cents) select id, 30, 360000 from courses")
+
+
+async def test_the_catalogue_and_a_course_say_what_it_costs(db: Database, client: httpx2.AsyncClient) -> None:
+    road = await world.a_payment(db)
+    await a_tier(db)
+    await sign_in(db, client, road.student_id)
+    assert "₹3,600" in await read(client, "/courses")
+    page = await read(client, f"/courses/{road.course_id}")
+    assert "30 sessions" in page
+    assert "Time of Asia/Kolkata" in page
+    assert "<option selected>6:00 AM</option>" in page
+    assert (await client.get(f"/courses/{new_id()}")).status_code == 404
+
+
+async def test_the_checkout_follows_the_road(db: Database, client: httpx2.AsyncClient) -> None:
+    road = await world.a_payment(db, status="created", sessions=3)
+    await sign_in(db, client, road.student_id)
+    address = f"/checkout/{road.payment_id}"
+    page = await read(client, address)
+    assert f'data-confirm="{road.payment_id}"' in page
+    assert "Not paid yet" in await read(client, "/home")
+    async with db.transaction() as tx:
+        await tx.execute("update payments set status = 'failed'")
+    assert "Nothing was taken" in await read(client, address)
+    async with db.transaction() as tx:
+        await tx.execute(
+            "update payments set status = 'succeeded', captured_at = now(), captured_cents = 360000, captured_currency = 'INR'"
+        )
+        await tx.execute("update checkouts set paid_by = %(payment)s", {"payment": road.payment_id})
+    page = await read(client, address)
+    assert "data-confirm" not in page
+    assert "Adding the course…" in page
+    assert wording.COMFORT not in page
+    await world.purchased(db, road)
+    assert "Looking for a trainer…" in await read(client, address)
+    await world.allocated(db, road)
+    await world.scheduled(db, road, close=False)
+    page = await read(client, address)
+    assert "All set: 3 sessions are booked with Ravi." in page
+    assert page.count('class="done"') == 4
+    assert page.count("<tr>") == 0
+    assert (await read(client, f"/purchases/{road.purchase_id}")).count("Scheduled</td>") == 3
+
+
+@pytest.mark.parametrize("reason", list(Reason))
+async def test_what_waits_says_why_in_plain_words(db: Database, client: httpx2.AsyncClient, reason: Reason) -> None:
+    road = await world.a_payment(db, reason=reason)
+    await sign_in(db, client, road.student_id)
+    for address in ("/home", f"/checkout/{road.payment_id}"):
+        page = await read(client, address)
+        assert wording.REASONS[reason].replace("'", "&#39;") in page
+        assert reason not in page
+    assert ("data-location" in page) == (reason is Reason.STUDENT_LOCATION_MISSING)
+
+
+async def test_a_long_way_is_comforted_and_a_short_one_is_not(db: Database, client: httpx2.AsyncClient) -> None:
+    road = await world.a_payment(db)  # five minutes ago
+    await sign_in(db, client, road.student_id)
+    assert wording.COMFORT.replace("'", "&#39;") in await read(client, f"/checkout/{road.payment_id}")
+
+
+async def test_steps_say_what_is_done_and_what_is_missing() -> None:
+    def states(stage: Stage, reason: str | None = None, owed: int = 0) -> str:
+        item = {"stage": stage, "reason": reason, "owed": owed, "total": 30, "refunded": 0}
+        return " ".join(step.state for step in wording.steps(item, 30))
+
+    assert [step.state for step in wording.steps(None, 30)] == ["now", "todo", "todo", "todo"]
+    assert states(Stage.PAID) == "done now todo todo"
+    assert states(Stage.PURCHASED, "NO_TRAINER_AVAILABLE") == "done done waiting todo"
+    assert states(Stage.ALLOCATED) == "done done done now"
+    assert states(Stage.SCHEDULED) == states(Stage.COMPLETED) == "done done done done"
+    assert states(Stage.SCHEDULED, "TRAINER_LEFT", owed=3) == "done done done waiting"
+
+
+async def test_a_parent_of_two_chooses_whose_page_it_is(db: Database, client: httpx2.AsyncClient) -> None:
+    first, second = await world.a_payment(db), await world.a_payment(db)
+    async with db.transaction() as tx:
+        await tx.execute("update students set name = 'Bela' where id = %(id)s", {"id": second.student_id})
+    await sign_in(db, client, first.student_id, second.student_id)
+    page = await read(client, "/home")
+    assert "Asha’s courses" in page
+    assert f"/home?student={second.student_id}" in page
+    assert "Bela’s courses" in await read(client, f"/home?student={second.student_id}")
+    assert "Bela’s learning" in await read(client, "/learning")  # remembered
+    heads = f'"{first.student_id}": 0'
+    assert heads in page
+
+
+async def test_other_families_pages_do_not_exist(db: Database, client: httpx2.AsyncClient) -> None:
+    theirs, mine = await world.a_payment(db), await world.a_payment(db)
+    await world.purchased(db, theirs)
+    assert (await client.get("/home")).headers["location"].startswith("/login")
+    await sign_in(db, client, mine.student_id)
+    for address in (
+        f"/checkout/{theirs.payment_id}", f"/purchases/{theirs.purchase_id}", f"/home?student={theirs.student_id}",
+        f"/checkout/{new_id()}", f"/purchases/{new_id()}",
+    ):  # fmt: skip
+        assert (await client.get(address)).status_code == 404, address
+    assert (await client.get("/schedule")).status_code == 403
+
+
+async def test_a_trainer_sees_the_coming_sessions(db: Database, client: httpx2.AsyncClient) -> None:
+    road = await world.a_payment(db)
+    await world.purchased(db, road)
+    await world.allocated(db, road)
+    await world.scheduled(db, road)
+    actor = await an_account(db, "ravi@example.com", Role.TRAINER)
+    client.headers.update(await bearer(db, actor))
+    assert (await client.get("/schedule")).status_code == 404
+    async with db.transaction() as tx:
+        await tx.execute("update trainers set account_id = %(account)s", {"account": actor.account_id})
+    page = await read(client, "/schedule")
+    assert page.count("Robotics with Asha") == 3
+    assert (await client.get("/home")).status_code == 403
