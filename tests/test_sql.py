@@ -66,8 +66,9 @@ def prepare(connection: psycopg.Connection, statement: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def connection(migrated_url: str) -> psycopg.Connection:
-    return psycopg.connect(migrated_url, autocommit=True)
+def connection(migrated_url: str) -> Iterator[psycopg.Connection]:
+    with psycopg.connect(migrated_url, autocommit=True) as connection:
+        yield connection
 
 
 @pytest.mark.parametrize("name", CONSTANTS)
