@@ -1,0 +1,117 @@
+"""The ledger of coins: never a counter, never below nothing, whatever happens in whatever order."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from caravan.db import Database, Tx
+from caravan.errors import NotFound
+from caravan.ids import new_id
+from caravan.payments import coins
+from tests.builders import a_course, a_payment, a_student
+from tests.payments.helpers import in_tx
+
+LIFETIME = timedelta(minutes=30)
+PAYMENTS = 4
+
+
+class Model:
+    """The ledger as anybody would keep it on paper."""
+
+    def __init__(self) -> None:
+        self.granted = 0
+        self.wanted = dict.fromkeys(range(PAYMENTS), 0)
+        self.kept: dict[int, tuple[int, datetime]] = {}
+        self.taken: dict[int, int] = {}
+        self.returned: set[int] = set()
+
+    def available(self, now: datetime) -> int:
+        kept = sum(n for n, until in self.kept.values() if until > now)
+        taken = sum(n for payment, n in self.taken.items() if payment not in self.returned)
+        return self.granted - kept - taken
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("grant"), st.integers(1, 20)),
+        st.tuples(st.just("reserve"), st.integers(0, PAYMENTS - 1), st.integers(1, 20)),
+        st.tuples(st.just("capture"), st.integers(0, PAYMENTS - 1)),
+        st.tuples(st.just("release"), st.integers(0, PAYMENTS - 1)),
+        st.tuples(st.just("return"), st.integers(0, PAYMENTS - 1)),
+        st.tuples(st.just("wait"), st.integers(1, 40)),
+        st.tuples(st.just("expire")),
+    ),
+    max_size=30,
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=STEPS)
+async def test_the_ledger_adds_up(db: Database, steps: list[tuple[Any, ...]]) -> None:
+    async with db.transaction() as tx:
+        student_id, course_id = await a_student(tx), await a_course(tx)
+        payments = [(await a_payment(tx, student_id, course_id, again=True)).id for _ in range(PAYMENTS)]
+        model = Model()
+        for step in steps:
+            await take(tx, model, student_id, payments, *step)
+            available = await coins.count_available(tx, student_id)
+            assert available == model.available(tx.now)
+            assert available >= 0
+
+
+async def take(tx: Tx, model: Model, student_id: UUID, payments: list[UUID], what: str, *how: int) -> None:
+    """One step, in the ledger and on paper."""
+    at = how[0] if how else 0
+    if what == "grant":
+        await coins.grant_coins(tx, student_id, at, "a test")
+        model.granted += at
+    elif what == "wait":
+        tx.now += timedelta(minutes=at)
+    elif what == "expire":
+        await coins.release_expired(tx)
+    elif what == "reserve" and model.wanted[at] == 0:
+        try:
+            await coins.reserve_coins(tx, student_id, payments[at], how[1], tx.now + LIFETIME)
+        except coins.CoinsInsufficient:
+            assert how[1] > model.available(tx.now)
+            return
+        assert how[1] <= model.available(tx.now)
+        model.wanted[at] = how[1]
+        model.kept[at] = how[1], tx.now + LIFETIME
+    elif what == "capture" and model.wanted[at] and at not in model.taken:
+        shortfall = await coins.capture_coins(tx, student_id, payments[at], model.wanted[at])
+        model.kept.pop(at, None)
+        model.taken[at] = min(model.wanted[at], model.available(tx.now))
+        assert shortfall == model.wanted[at] - model.taken[at]
+    elif what == "release":
+        await coins.release_reservations(tx, [payments[at]])
+        model.kept.pop(at, None)
+    elif what == "return":
+        await coins.return_coins(tx, payments[at])
+        if at in model.taken:
+            model.returned.add(at)
+
+
+async def test_a_reservation_ends_by_itself_and_is_written_down_once(db: Database) -> None:
+    async def work(tx: Tx) -> None:
+        student_id = await a_student(tx)
+        await coins.grant_coins(tx, student_id, 5, "welcome")
+        await a_payment(tx, student_id, coins=5)
+        tx.now += LIFETIME
+        assert await coins.count_available(tx, student_id) == 5
+        assert await coins.release_expired(tx) == 1
+        assert await coins.release_expired(tx) == 0
+        assert await coins.count_available(tx, student_id) == 5
+
+    await in_tx(db, work)
+
+
+async def test_only_students_have_coins(db: Database) -> None:
+    with pytest.raises(NotFound):
+        await in_tx(db, lambda tx: coins.grant_coins(tx, new_id(), 1, "who?"))
