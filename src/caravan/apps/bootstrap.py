@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -15,6 +16,7 @@ from caravan.db.wake import Wake
 from caravan.eventlog.rebase import rebase_if_moved
 from caravan.eventlog.subscription import register_groups
 from caravan.settings import BadSettings, Settings
+from caravan.web import audit
 
 CONNECTIONS_MAX = 12
 
@@ -33,6 +35,7 @@ async def open_platform(settings: Settings) -> AsyncGenerator[Platform]:
     """The database behind `settings.postgres_url`, its schema checked and the consumer groups registered."""
     if settings.postgres_url is None:
         raise BadSettings("POSTGRES_URL: there is no database to work with; set it, or use `caravan up`.")
+    audit.use_build(settings.build)
     await check_schema(settings.postgres_url)
     wake = Wake(settings.postgres_direct_url or settings.postgres_url)
     async with Database(settings.postgres_url, max_connections=CONNECTIONS_MAX, on_hints=wake.send) as db:
@@ -56,8 +59,6 @@ def worker_name(settings: Settings, service: str, *, own_process: bool) -> str:
         return f"{service}@{settings.worker_name}"
     host = socket.gethostname()
     if own_process:
-        import os
-
         return f"{service}@{host}-{os.getpid()}"
     folder = sha256(str(settings.data_dir.absolute()).encode()).hexdigest()[:6]
     return f"{service}@{host}-{folder}"

@@ -10,9 +10,11 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import time
 from pathlib import Path
+from typing import Any, cast
 
 LOG_BYTES_MAX = 10_000_000
 ORPHANS_SECONDS_MAX = 8.0  # how long the children of a killed supervisor may take to end
@@ -74,6 +76,14 @@ class DataFolder:
             os.ftruncate(self.lock_fd, 0)
             os.close(self.lock_fd)
             self.lock_fd = -1
+
+    def read_demo(self) -> dict[str, Any]:
+        """What demo.json says; empty where there is none that can be read."""
+        try:
+            document = json.loads(self.demo.read_text())
+        except (OSError, ValueError):
+            return {}
+        return cast("dict[str, Any]", document) if isinstance(document, dict) else {}
 
     def open_log(self) -> int:
         """A descriptor to append to the log file; an old, large one is put aside."""

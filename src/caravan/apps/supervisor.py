@@ -7,7 +7,10 @@ settings over their standard input once the database is there.
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
+import os
+import secrets
 import signal
 import socket
 import sys
@@ -68,6 +71,9 @@ class Supervisor:
         started = time.monotonic()
         self.folder.take()
         try:
+            if self.settings.demo and self.settings.sandbox_webhook_secret is None:
+                secret = self.folder.read_demo().get("sandboxWebhookSecret") or _new_webhook_secret()
+                self.settings = self.settings.model_copy(update={"sandbox_webhook_secret": secret})
             with self._bind() as listener:
                 starting = asyncio.create_task(self._start(listener))
                 if not await self._unless_stopped(starting):
@@ -211,12 +217,7 @@ class Supervisor:
                 (self.off.add if command == "stop" else self.off.discard)(name)
         elif command != "status":
             raise ValueError(f"no such command: {command}")
-        return {"ok": True, "url": self.url, "pid": self._pid(), "services": self._status()}
-
-    def _pid(self) -> int:
-        import os
-
-        return os.getpid()
+        return {"ok": True, "url": self.url, "pid": os.getpid(), "services": self._status()}
 
     def _status(self) -> dict[str, dict[str, Any]]:
         found: dict[str, dict[str, Any]] = {}
@@ -275,6 +276,10 @@ async def _get_readyz(host: str, port: int) -> tuple[int, str]:
     with suppress(ValueError):
         return status, "; ".join(json.loads(body).get("problems", []))
     return status, "no answer"
+
+
+def _new_webhook_secret() -> str:
+    return "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
 
 
 def _first_line(error: BaseException) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from typing import Annotated
+from uuid import UUID
 
 import typer
 
-from caravan.cli.options import AsJson, Data
+from caravan.cli.options import AsJson, Data, Note
 
 app = typer.Typer(
     name="caravan",
@@ -59,3 +60,148 @@ def migrate(data: Data = None, as_json: AsJson = False) -> None:
     from caravan.cli import installation
 
     raise typer.Exit(installation.migrate(data, as_json=as_json))
+
+
+@app.command()
+def doctor(data: Data = None, as_json: AsJson = False) -> None:
+    """Is this installation well? Settings, database, workers, lag, and what must always be true."""
+    from caravan.cli.doctor import doctor as run
+
+    raise typer.Exit(run(data, as_json=as_json))
+
+
+@app.command()
+def demo(data: Data = None, as_json: AsJson = False) -> None:
+    """Rehearse the incidents that started it all on the running system (`caravan up --demo`)."""
+    from caravan.cli.demo import demo as run
+
+    raise typer.Exit(run(data, as_json=as_json))
+
+
+@app.command()
+def diagnose(
+    student_id: Annotated[UUID | None, typer.Argument()] = None,
+    course_id: Annotated[UUID | None, typer.Argument()] = None,
+    payment: Annotated[UUID | None, typer.Option("--payment", help="One payment.")] = None,
+    data: Data = None,
+    as_json: AsJson = False,
+) -> None:
+    """Why isn't it delivered? Of a student (and course), of a payment, or of the most recent payments."""
+    from caravan.cli.deliveries import diagnose as run
+
+    raise typer.Exit(run(data, student_id, course_id, payment, as_json=as_json))
+
+
+@app.command()
+def repair(
+    payment: Annotated[UUID | None, typer.Option("--payment", help="One payment.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every payment that is stuck.")] = False,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="With --all: so many at most.")] = 100,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")] = False,
+    note: Note = None,
+    data: Data = None,
+    as_json: AsJson = False,
+) -> None:
+    """Do the one safe next step for what is stuck, through the worker's own code."""
+    if (payment is None) is not everything:
+        raise typer.BadParameter("choose one of --payment ID and --all")
+    from caravan.cli.deliveries import repair_all, repair_one
+
+    if payment is not None:
+        raise typer.Exit(repair_one(data, payment, note, dry_run=dry_run, as_json=as_json))
+    raise typer.Exit(repair_all(data, limit, note, dry_run=dry_run, as_json=as_json))
+
+
+@app.command()
+def trigger_allocation(
+    student_id: UUID, course_id: UUID, note: Note = None, data: Data = None, as_json: AsJson = False
+) -> None:
+    """Find a trainer, and the sessions, for what a student bought of a course."""
+    from caravan.cli.deliveries import trigger_allocation as run
+
+    raise typer.Exit(run(data, student_id, course_id, note, as_json=as_json))
+
+
+@app.command()
+def create_purchase(payment_id: UUID, note: Note = None, data: Data = None, as_json: AsJson = False) -> None:
+    """Create the purchase of a payment that succeeded."""
+    from caravan.cli.deliveries import create_purchase as run
+
+    raise typer.Exit(run(data, payment_id, note, as_json=as_json))
+
+
+@app.command()
+def emit_events(purchase_id: UUID, note: Note = None, data: Data = None, as_json: AsJson = False) -> None:
+    """Tell the student's screens again about a purchase."""
+    from caravan.cli.deliveries import emit_events as run
+
+    raise typer.Exit(run(data, purchase_id, note, as_json=as_json))
+
+
+@app.command()
+def clear_cache(student_id: UUID, note: Note = None, data: Data = None, as_json: AsJson = False) -> None:
+    """Forget what is cached of a student's home and learning."""
+    from caravan.cli.deliveries import clear_cache as run
+
+    raise typer.Exit(run(data, student_id, as_json=as_json))
+
+
+@app.command()
+def workers(data: Data = None, as_json: AsJson = False) -> None:
+    """Who works, since when, and what is in their way."""
+    from caravan.cli.workers import workers as run
+
+    raise typer.Exit(run(data, as_json=as_json))
+
+
+@app.command()
+def lag(data: Data = None, as_json: AsJson = False) -> None:
+    """How far each group of workers is behind."""
+    from caravan.cli.workers import lag as run
+
+    raise typer.Exit(run(data, as_json=as_json))
+
+
+letters = typer.Typer(help="Events that were given up: list, show, replay, discard.", no_args_is_help=True)
+app.add_typer(letters, name="dead-letters")
+
+
+@letters.command("list")
+def list_letters(
+    everything: Annotated[bool, typer.Option("--all", help="Also those that were replayed or discarded.")] = False,
+    data: Data = None,
+    as_json: AsJson = False,
+) -> None:
+    """The newest first."""
+    from caravan.cli.workers import list_letters as run
+
+    raise typer.Exit(run(data, everything=everything, as_json=as_json))
+
+
+@letters.command("show")
+def show_letter(letter_id: UUID, data: Data = None, as_json: AsJson = False) -> None:
+    """One, with its whole event, as JSON."""
+    from caravan.cli.workers import show_letter as run
+
+    raise typer.Exit(run(data, letter_id))
+
+
+@letters.command("replay")
+def replay(letter_id: UUID, note: Note = None, data: Data = None, as_json: AsJson = False) -> None:
+    """Run its handler again, once."""
+    from caravan.cli.workers import replay as run
+
+    raise typer.Exit(run(data, letter_id, note, as_json=as_json))
+
+
+@letters.command("discard")
+def discard(
+    letter_id: UUID,
+    note: Annotated[str, typer.Option("--note", help="Why: kept in the audit log.")],
+    data: Data = None,
+    as_json: AsJson = False,
+) -> None:
+    """Give it up for good; the row stays."""
+    from caravan.cli.workers import discard as run
+
+    raise typer.Exit(run(data, letter_id, note, as_json=as_json))

@@ -1,0 +1,71 @@
+"""A command's way to the database: one asyncio run, one pool, hints sent before it ends, trouble in one line."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import sys
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+from typing import TypeVar
+
+import psycopg
+import psycopg_pool
+
+from caravan import telemetry
+from caravan.cli.options import database_settings, fail
+from caravan.db import Database
+from caravan.db.migrate import check_schema
+from caravan.db.wake import CHANNEL, EVERYTHING, PAYLOAD_BYTES_MAX
+from caravan.errors import DomainError
+from caravan.settings import Settings
+from caravan.web import audit
+from caravan.web.auth import Actor
+
+T = TypeVar("T")
+
+
+def run(data: Path | None, work: Callable[[Database, Settings], Awaitable[T]]) -> T:
+    """Run `work` on the installation's database. What it refuses is one line and exit code 1."""
+    settings = database_settings(data)
+
+
+    telemetry.configure_logging(json=settings.log_json, stream=sys.stderr, level="WARNING")
+    audit.use_build(settings.build)
+    try:
+        return asyncio.run(_run(settings, work))
+    except DomainError as error:
+        fail(f"{error} [{error.problem_code}]")
+    except (psycopg.OperationalError, psycopg_pool.PoolTimeout) as error:
+        fail(f"The database does not answer: {(str(error).strip().splitlines() or [''])[0]}")
+
+
+async def _run(settings: Settings, work: Callable[[Database, Settings], Awaitable[T]]) -> T:
+    assert settings.postgres_url is not None
+    await check_schema(settings.postgres_url)
+    changed: set[str] = set()
+
+    def remember(keys: Iterable[str]) -> None:
+        changed.update(keys)
+
+    async with Database(settings.postgres_url, max_connections=2, on_hints=remember) as db:
+        done = await work(db, settings)
+        if changed:
+            await _tell(db, changed)
+    return done
+
+
+async def _tell(db: Database, changed: set[str]) -> None:
+    """Wake the workers and the sockets now: this process ends before a background task would."""
+    payload = " ".join(sorted(changed))
+    async with db.connection() as connection:
+        await connection.execute(
+            "select pg_notify(%s, %s)", (CHANNEL, payload if len(payload) <= PAYLOAD_BYTES_MAX else EVERYTHING)
+        )
+
+
+def actor() -> Actor:
+    """Who types, for the audit log."""
+    return Actor.system(f"cli:{getpass.getuser()}")
+
+

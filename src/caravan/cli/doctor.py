@@ -1,0 +1,131 @@
+"""`caravan doctor`: is this installation well? Each check is a line: what was looked at, what was found, what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+import psycopg_pool
+
+from caravan.apps import control
+from caravan.apps.folder import DataFolder
+from caravan.apps.services import BACKGROUND
+from caravan.apps.subscriptions import SUBSCRIPTIONS
+from caravan.cli.options import FINE, FOUND_PROBLEMS, settings_of
+from caravan.cli.output import show
+from caravan.db import Database, Tx
+from caravan.db.embedded import EmbeddedPostgresError, embedded_url
+from caravan.db.migrate import SchemaProblem, check_schema
+from caravan.eventlog.dead_letters import list_dead_letters
+from caravan.eventlog.lag import list_lag
+from caravan.eventlog.subscription import register_groups
+from caravan.eventlog.workers import list_workers
+from caravan.fulfilment.invariants import check as check_invariants
+from caravan.settings import Settings
+
+DISK_BYTES_MIN = 500_000_000
+EXTENSIONS = ("btree_gist",)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    name: str
+    ok: bool
+    said: str
+
+
+def doctor(data: Path | None, *, as_json: bool) -> int:
+    settings = settings_of(data)
+    checks = [Check("settings", True, f"build {settings.build}"), _disk(settings), *_database(settings)]
+    ok = all(check.ok for check in checks)
+    text = "\n".join(f"  {'ok     ' if check.ok else 'PROBLEM'}  {check.name}: {check.said}" for check in checks)
+    show({"ok": ok, "checks": checks}, as_json=as_json, text=text)
+    return FINE if ok else FOUND_PROBLEMS
+
+
+def _disk(settings: Settings) -> Check:
+    folder = settings.data_dir.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    said = f"{free / 1e9:.1f} GB free at {folder}"
+    return Check("disk", free >= DISK_BYTES_MIN, said if free >= DISK_BYTES_MIN else said + ": make room")
+
+
+def _database(settings: Settings) -> list[Check]:
+    url = settings.postgres_url
+    found: list[Check] = []
+    if url is None:
+        try:
+            url = embedded_url(settings.data_dir)
+        except EmbeddedPostgresError as error:
+            return [Check("database", False, str(error))]
+        if url is None:
+            return [Check("database", False, f"none runs in {settings.data_dir}: start it with `caravan up`")]
+        found.append(Check("embedded PostgreSQL", True, f"runs in {settings.data_dir}"))
+        found.append(_supervisor(settings))
+    try:
+        return [*found, *asyncio.run(_ask(url))]
+    except SchemaProblem as error:
+        return [*found, Check("schema", False, str(error))]
+    except (psycopg.OperationalError, psycopg_pool.PoolTimeout) as error:
+        return [*found, Check("database", False, f"does not answer: {(str(error).splitlines() or [''])[0]}")]
+
+
+def _supervisor(settings: Settings) -> Check:
+    try:
+        said = control.ask(DataFolder(settings.data_dir).control, command="status")
+    except control.NotRunning as error:
+        return Check("caravan up", False, str(error))
+    off = [name for name, service in said["services"].items() if service["state"] != "running"]
+    return Check("caravan up", not off, f"{', '.join(off)}: not running" if off else f"runs at {said['url']}")
+
+
+SERVER = "select current_setting('server_version')"
+EXTENSIONS_MISSING = """
+select name from unnest(%(names)b::text[]) name where name not in (select extname from pg_extension)
+"""
+
+
+async def _ask(url: str) -> list[Check]:
+    await check_schema(url)
+    async with Database(url, max_connections=1) as db:
+        await db.transact(lambda tx: register_groups(tx, SUBSCRIPTIONS), "caravan-cli")
+        async with db.transaction("caravan-cli", read_only=True) as tx:
+            missing = await tx.values(EXTENSIONS_MISSING, {"names": list(EXTENSIONS)})
+            return [
+                Check("database", True, f"PostgreSQL {await tx.value(SERVER)}"),
+                Check("schema", True, "fits this release"),
+                Check("extensions", not missing, ", ".join(missing or EXTENSIONS) + (" missing" if missing else "")),
+                await _workers(tx),
+                await _lag(tx),
+                await _letters(tx),
+                *await _invariants(tx),
+            ]
+
+
+async def _workers(tx: Tx) -> Check:
+    alive = {row.service for row in await list_workers(tx) if row.alive}
+    missing = [name for name in BACKGROUND if name not in alive]
+    said = f"not alive: {', '.join(missing)}: start with `caravan serve`" if missing else "all alive"
+    return Check("workers", not missing, said)
+
+
+async def _lag(tx: Tx) -> Check:
+    behind = [each for each in await list_lag(tx) if each.state in ("behind", "down")]
+    said = "; ".join(f"{each.group}: {each.sentence}" for each in behind)
+    return Check("lag", not behind, said or "nobody is behind")
+
+
+async def _letters(tx: Tx) -> Check:
+    parked = len(await list_dead_letters(tx, limit=1000))
+    said = f"{parked} events given up: look with `caravan dead-letters list`" if parked else "none"
+    return Check("dead letters", not parked, said)
+
+
+async def _invariants(tx: Tx) -> list[Check]:
+    broken = await check_invariants(tx)
+    return [Check(each.name, False, str(each)) for each in broken] or [Check("invariants", True, "all hold")]

@@ -1,0 +1,190 @@
+"""Who works, how far behind they are, and what was given up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from uuid import UUID
+
+from caravan.apps.services import BACKGROUND
+from caravan.apps.subscriptions import BY_GROUP, SUBSCRIPTIONS
+from caravan.cli.database import actor, run
+from caravan.cli.options import FINE, FOUND_PROBLEMS
+from caravan.cli.output import duration, show, table
+from caravan.db import Database, Tx
+from caravan.eventlog import dead_letters
+from caravan.eventlog.dead_letters import DeadLetter
+from caravan.eventlog.lag import GroupLag, list_lag
+from caravan.eventlog.subscription import register_groups
+from caravan.eventlog.workers import WorkerRow, list_workers
+from caravan.fulfilment import repair
+from caravan.settings import Settings
+from caravan.web import audit
+
+SOURCE = "caravan-cli"
+LISTED_MAX = 200
+
+
+def workers(data: Path | None, *, as_json: bool) -> int:
+    async def work(db: Database, _settings: Settings) -> list[WorkerRow]:
+        async with db.transaction(SOURCE, read_only=True) as tx:
+            return await list_workers(tx)
+
+    found = run(data, work)
+    missing = [name for name in BACKGROUND if not any(row.alive and row.service == name for row in found)]
+    show({"items": found, "missing": missing}, as_json=as_json)
+    if not as_json:
+        table(
+            ("service", "state", "last turn", "events", "since", "name", "trouble"),
+            [
+                (
+                    row.service,
+                    "alive" if row.alive else "gone",
+                    f"{duration(row.progress_age_seconds)} ago",
+                    row.events_done,
+                    f"{row.started_at:%Y-%m-%d %H:%M:%S %Z}",
+                    row.name,
+                    row.last_error,
+                )
+                for row in found
+            ],
+            empty="No worker was ever seen.",
+        )
+        for name in missing:
+            print(f"No {name} is alive. Start one: caravan serve {name}")
+    return FOUND_PROBLEMS if missing or any(row.alive and row.failing_since for row in found) else FINE
+
+
+def lag(data: Path | None, *, as_json: bool) -> int:
+    async def work(db: Database, _settings: Settings) -> list[GroupLag]:
+        async def look(tx: Tx) -> list[GroupLag]:
+            await register_groups(tx, SUBSCRIPTIONS)
+            return await list_lag(tx)
+
+        return await db.transact(look, SOURCE)
+
+    found = run(data, work)
+    show({"items": [_lag_document(group) for group in found]}, as_json=as_json)
+    if not as_json:
+        table(
+            ("group", "waiting", "oldest", "workers", "what it means"),
+            [
+                (each.group, each.messages, duration(each.seconds), each.workers_alive, each.sentence)
+                for each in found
+            ],
+            empty="There are no groups.",
+        )
+    return FOUND_PROBLEMS if any(each.state not in ("idle", "working") for each in found) else FINE
+
+
+def _lag_document(group: GroupLag) -> dict[str, object]:
+    return {
+        "group": group.group,
+        "service": group.service,
+        "messages": group.messages,
+        "seconds": round(group.seconds, 3),
+        "workers_alive": group.workers_alive,
+        "state": group.state,
+        "sentence": group.sentence,
+    }
+
+
+# ------------------------------------------------------------------ dead letters
+
+
+def list_letters(data: Path | None, *, everything: bool, as_json: bool) -> int:
+    async def work(db: Database, _settings: Settings) -> list[DeadLetter]:
+        async with db.transaction(SOURCE, read_only=True) as tx:
+            status = None if everything else "parked"
+            return await dead_letters.list_dead_letters(tx, status=status, limit=LISTED_MAX)
+
+    found = run(data, work)
+    show({"items": [_letter_document(letter) for letter in found]}, as_json=as_json)
+    if not as_json:
+        table(
+            ("id", "group", "event", "payment", "given up", "status", "why"),
+            [
+                (
+                    letter.id,
+                    letter.consumer_group,
+                    letter.event_type,
+                    letter.correlation_id,
+                    f"{letter.created_at:%Y-%m-%d %H:%M}",
+                    letter.status,
+                    f"{letter.code}: {letter.error}",
+                )
+                for letter in found
+            ],
+            empty="No event was given up.",
+        )
+    return FINE
+
+
+def show_letter(data: Path | None, letter_id: UUID) -> int:
+    async def work(db: Database, _settings: Settings) -> DeadLetter:
+        async with db.transaction(SOURCE, read_only=True) as tx:
+            return await dead_letters.get_dead_letter(tx, letter_id)
+
+    letter = run(data, work)
+    # The envelope keeps the names it had on the wire.
+    show(_letter_document(letter) | {"envelope": letter.envelope}, as_json=True)
+    return FINE
+
+
+def replay(data: Path | None, letter_id: UUID, note: str | None, *, as_json: bool) -> int:
+    async def work(db: Database, _settings: Settings) -> DeadLetter:
+        async def again(tx: Tx) -> DeadLetter:
+            letter = await repair.replay(tx, letter_id, BY_GROUP, by=actor().name, note=note)
+            await _record(tx, "dead-letters:replay", letter, note)
+            return letter
+
+        return await db.transact(again, SOURCE)
+
+    letter = run(data, work)
+    said = f"Replayed {letter.event_type} for {letter.consumer_group}."
+    show({"id": letter.id, "status": "replayed"}, as_json=as_json, text=said)
+    return FINE
+
+
+def discard(data: Path | None, letter_id: UUID, note: str, *, as_json: bool) -> int:
+    async def work(db: Database, _settings: Settings) -> DeadLetter:
+        async def give_up(tx: Tx) -> DeadLetter:
+            letter = await dead_letters.discard(tx, letter_id, by=actor().name, note=note)
+            await _record(tx, "dead-letters:discard", letter, note)
+            return letter
+
+        return await db.transact(give_up, SOURCE)
+
+    letter = run(data, work)
+    said = f"Discarded {letter.event_type} for {letter.consumer_group}; the row stays."
+    show({"id": letter.id, "status": "discarded"}, as_json=as_json, text=said)
+    return FINE
+
+
+async def _record(tx: Tx, action: str, letter: DeadLetter, note: str | None) -> None:
+    await audit.record(
+        tx,
+        actor(),
+        action=action,
+        subject_type="dead_letter",
+        subject_id=letter.id,
+        note=note,
+        before={"status": letter.status},
+    )
+
+
+def _letter_document(letter: DeadLetter) -> dict[str, object]:
+    return {
+        "id": letter.id,
+        "consumer_group": letter.consumer_group,
+        "event_id": letter.event_id,
+        "event_type": letter.event_type,
+        "correlation_id": letter.correlation_id,
+        "code": letter.code,
+        "error": letter.error,
+        "attempts": letter.attempts,
+        "status": letter.status,
+        "created_at": letter.created_at,
+        "resolved_at": letter.resolved_at,
+        "resolved_by": letter.resolved_by,
+        "note": letter.note,
+    }
