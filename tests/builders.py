@@ -21,6 +21,7 @@ from caravan.payments.model import Order, Payment, Rules
 from caravan.payments.operations import capture, create_payment
 from caravan.payments.providers import SandboxProvider
 from caravan.payments.refunds import refund_payment
+from caravan.purchases.operations import create_purchases
 
 RULES = Rules(
     notice=timedelta(hours=12), start_horizon_days=90, checkout_lifetime=timedelta(minutes=30), coin_value_cents=100
@@ -239,3 +240,9 @@ async def somebody_waiting_for_a_lock(db: Database) -> None:
     async with asyncio.timeout(10), db.connection() as connection:
         while (await connection.execute(query)).rowcount == 0:
             pass
+
+
+async def a_purchase(tx: Tx, student_id: UUID, course_id: UUID, **terms: Any) -> UUID:
+    """A purchase that nobody has looked for a trainer for yet; `terms` as for a_captured_payment."""
+    payment_id = await a_captured_payment(tx, student_id, course_id, **terms)
+    return (await create_purchases(tx, [payment_id])).created[payment_id]
