@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -88,7 +88,7 @@ def postgres_url() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def template(postgres_url: str) -> str:
-    """The name of a migrated database that is only ever copied: PostgreSQL copies none that somebody is connected to."""
+    """The name of a migrated database that is only copied: PostgreSQL copies none that somebody is connected to."""
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute(sql.SQL("create database {}").format(sql.Identifier(TEMPLATE)))
         asyncio.run(migrate(make_conninfo(postgres_url, dbname=TEMPLATE)))
@@ -100,7 +100,7 @@ _numbers = count(1)
 
 
 @contextmanager
-def _fresh_database(postgres_url: str, template: str) -> Iterator[str]:
+def _fresh_database(postgres_url: str, template: str) -> Generator[str]:
     """A copy of the template; dropped afterwards, whoever is still connected."""
     name = f"test_{next(_numbers)}"
     create = sql.SQL("create database {} template {} strategy file_copy")

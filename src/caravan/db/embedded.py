@@ -368,8 +368,9 @@ class EmbeddedPostgres:
             self.log_path.replace(self.log_path.with_suffix(".log.1"))
         log = os.open(self.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
         try:
+            start = os.fstat(log).st_size  # before the process may have said something
             self._process = user.popen(command, stdout=log, stderr=log, new_session=True)
-            return os.fstat(log).st_size
+            return start
         finally:
             os.close(log)
 
