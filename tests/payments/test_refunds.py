@@ -16,7 +16,7 @@ from tests.payments.helpers import in_tx, rows, said, state, tell
 
 
 async def refund(db: Database, payment: Any, **how: Any) -> Refund:
-    given = {"amount_cents": None, "sessions": None, "note": "asked for", "source": "admin"} | how
+    given: dict[str, Any] = {"amount_cents": None, "sessions": None, "note": "asked for", "source": "admin"} | how
     return await in_tx(db, lambda tx: refund_payment(tx, payment.id, **given))
 
 
