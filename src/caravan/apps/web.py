@@ -19,6 +19,7 @@ from caravan.apps.bootstrap import Platform, open_platform
 from caravan.apps.child import Line, Order
 from caravan.apps.health import check_ready, render_metrics
 from caravan.apps.services import SERVICES, WEB, WORKERS
+from caravan.apps.subscriptions import BY_GROUP
 from caravan.db import Database
 from caravan.db.wake import Wake
 from caravan.realtime.gateway import Gateway
@@ -73,6 +74,7 @@ def create_app(
     )
     app.state.settings, app.state.db, app.state.wake = settings, db, wake
     app.state.gateway = Gateway(db, wake)
+    app.state.subscriptions = BY_GROUP  # what the operator's replay runs through
     app.include_router(health)
     app.include_router(readiness(watched))
     for name in services:

@@ -32,6 +32,12 @@ ANYONE_SIGNED_IN: Policy = {STUDENT: "own", TRAINER: "own", SUPPORT: "any", ADMI
 
 # action -> role -> own (theirs only; the route asks require_student) or any. Append rows for your routes.
 POLICIES: dict[str, Policy] = {
+    # Support reads everything and lets things go on; money moves, and events are given up, by admins only.
+    "admin:read": STAFF,
+    "admin:repair": STAFF,
+    "admin:mend": STAFF,
+    "admin:money": ADMINS,
+    "admin:discard": ADMINS,
     "students:read": OWN_OR_STAFF,
     "students:update": {STUDENT: "own", ADMIN: "any"},
     "trainers:list": STAFF,
