@@ -224,6 +224,7 @@ def test_folder_removed_under_a_live_server_and_made_anew(
 ) -> None:
     first = supervisor()
     orphan = postmaster_pid(EmbeddedPostgres(data_dir))
+    socket_dir = EmbeddedPostgres(data_dir)._socket_dir()
     first.kill()
     first.wait()
     for part in data_dir.iterdir():
@@ -232,6 +233,8 @@ def test_folder_removed_under_a_live_server_and_made_anew(
         supervisor()  # the old server finds out by itself, within a minute
     finally:
         os.kill(orphan, signal.SIGQUIT)
+        wait_until(lambda: not list(socket_dir.iterdir()))
+        socket_dir.rmdir()
 
 
 def test_half_made_cluster_of_a_killed_start_is_made_anew(cluster: EmbeddedPostgres) -> None:
