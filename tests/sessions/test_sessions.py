@@ -229,6 +229,7 @@ async def test_a_partial_refund_takes_the_last_sessions_at_any_stage(
         if stage == "scheduled":
             await sync_sessions(tx, [made.purchase])
         event = await a_refund(tx, made.payment, sessions=3)
+        assert await tx.value("select refunded from fulfilments") == 3  # from the moment when it is said
         for _ in range(2):
             await hear_everywhere(tx, event, order)
         row = await adds_up(tx, made)

@@ -582,6 +582,7 @@ insert into installation (system_identifier) select system_identifier from pg_co
 
 -- For every captured payment: where it is and how its sessions add up:
 -- tier = completed + student_absent + scheduled + refunded + owed.
+-- What is refunded is read from the refunds, so that it is true from the moment when PURCHASE_REFUNDED is said.
 create view fulfilments as
 select p.id as payment_id, p.student_id, coalesce(pu.course_id, c.course_id) as course_id, p.checkout_id, pu.id as purchase_id,
        a.id as allocation_id, a.trainer_id, p.captured_at, p.captured_cents, p.refunded_cents, p.currency,
@@ -590,17 +591,17 @@ select p.id as payment_id, p.student_id, coalesce(pu.course_id, c.course_id) as 
          when pu.id is null then 'paid'
          when not pu.is_active then 'refunded'
          when s.numbered > 0 and s.scheduled = 0
-              and pu.purchase_tier - pu.refunded_sessions - s.completed - s.student_absent <= 0 then 'completed'
+              and pu.purchase_tier - r.refunded - s.completed - s.student_absent <= 0 then 'completed'
          when s.numbered > 0 then 'scheduled'
          when a.status in ('approved', 'completed') then 'allocated'
          else 'purchased'
        end as stage,
        coalesce(pu.purchase_tier, c.sessions)::int as total,
-       s.scheduled, s.completed, s.student_absent, s.cancelled, coalesce(pu.refunded_sessions, 0)::int as refunded,
+       s.scheduled, s.completed, s.student_absent, s.cancelled, coalesce(r.refunded, 0) as refunded,
        case
          when p.status = 'refunded' or pu.is_active is false then 0
          when pu.id is null then coalesce(c.sessions, 0)
-         else greatest(0, pu.purchase_tier - pu.refunded_sessions - s.completed - s.student_absent - s.scheduled)
+         else greatest(0, pu.purchase_tier - r.refunded - s.completed - s.student_absent - s.scheduled)
        end::int as owed
 from payments p
 join checkouts c on c.id = p.checkout_id
@@ -614,4 +615,8 @@ left join lateral (
          (count(*) filter (where t.status in ('cancelled', 'trainer_absent')))::int as cancelled
   from tutoring_sessions t where t.purchase_id = pu.id
 ) s on true
+left join lateral (
+  select least(pu.purchase_tier, greatest(pu.refunded_sessions, coalesce(sum(f.sessions), 0)))::int as refunded
+  from refunds f where f.payment_id = pu.payment_id
+) r on true
 where p.captured_at is not null;
