@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from itertools import count
 from typing import Any
 
 from caravan.db import Database, Tx
@@ -45,7 +46,13 @@ async def test_one_of_many_equal_checkouts_opens(db: Database) -> None:
 async def test_coins_are_spent_once(db: Database) -> None:
     student_id, course_id = await in_tx(db, student_and_course)
     await in_tx(db, lambda tx: coins.grant_coins(tx, student_id, 35, "welcome"))
-    ended = await at_once(db, lambda tx: a_payment(tx, student_id, course_id, again=True, coins=10))
+    minutes = count(6 * 60)  # each another slot, so that only the coins make them wait for one another
+
+    async def buy(tx: Tx) -> None:
+        at = next(minutes)
+        await a_payment(tx, student_id, course_id, time_slot=f"{at // 60:02d}:{at % 60:02d}", coins=10)
+
+    ended = await at_once(db, buy)
     assert ended == {"done": 3, "COINS_INSUFFICIENT": 29}
     assert await in_tx(db, lambda tx: coins.count_available(tx, student_id)) == 5
 
