@@ -245,7 +245,10 @@ select s.id, s.name, lower(a.email) as email
 from account_students l join accounts a on a.id = l.account_id join students s on s.id = l.student_id
 where lower(a.email) = any(%(emails)b::text[]) order by s.created_at, s.id
 """
-LIST_COURSES = "select id, title from courses where retired_at is null order by created_at, id"
+LIST_COURSES = """
+select id, title from courses where retired_at is null
+order by array_position(%(titles)b::text[], title), created_at, id
+"""
 
 
 async def _describe(tx: Tx, settings: Settings, url: str, passwords: Passwords) -> dict[str, Any]:
@@ -261,7 +264,8 @@ async def _describe(tx: Tx, settings: Settings, url: str, passwords: Passwords) 
     sign_in = {
         key: {"email": email_of(key), "password": passwords[key]} for key in ("admin", "support", "trainer")
     }
-    courses = [{"id": str(row["id"]), "title": row["title"]} for row in await tx.all(LIST_COURSES)]
+    rows = await tx.all(LIST_COURSES, {"titles": [seed.title for seed in COURSES]})
+    courses = [{"id": str(row["id"]), "title": row["title"]} for row in rows]
     return {
         "url": url,
         **sign_in,

@@ -30,7 +30,10 @@ SERVICES: dict[str, Service] = {
             "student-service",
             routers=("caravan.people.routes", "caravan.student_views.routes", "caravan.student_views.pages"),
         ),
-        Service("admin-service", routers=("caravan.admin.routes", "caravan.admin.pages")),
+        Service(
+            "admin-service",
+            routers=("caravan.admin.routes", "caravan.people.admin_routes", "caravan.admin.pages"),
+        ),
         Service("websocket-server", routers=("caravan.realtime.routes",)),
         Service("purchase-worker", worker=True),
         Service("allocation-worker", worker=True),

@@ -73,6 +73,7 @@ def create_app(
         redoc_url=None,
     )
     app.state.settings, app.state.db, app.state.wake = settings, db, wake
+    app.state.subscriptions = BY_GROUP
     app.state.gateway = Gateway(db, wake)
     app.state.subscriptions = BY_GROUP  # what the operator's replay runs through
     app.include_router(health)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from caravan.admin import actions
 from caravan.apps.subscriptions import BY_GROUP
 from caravan.cli.database import actor, run
 from caravan.cli.options import FINE, FOUND_PROBLEMS
@@ -78,8 +80,8 @@ def _finding_text(found: list[Finding]) -> str:
 
 
 def repair_one(data: Path | None, payment_id: UUID, note: str | None, *, dry_run: bool, as_json: bool) -> int:
-    async def work(db: Database, _settings: Settings) -> Repaired:
-        return await _repair(db, payment_id, note, dry_run=dry_run)
+    async def work(db: Database, settings: Settings) -> Repaired:
+        return await _repair(db, settings, payment_id, note, dry_run=dry_run)
 
     done = run(data, work)
     text = ("Would do (nothing was changed): " if dry_run else "") + _repaired_text(done)
@@ -90,12 +92,12 @@ def repair_one(data: Path | None, payment_id: UUID, note: str | None, *, dry_run
 def repair_all(data: Path | None, limit: int, note: str | None, *, dry_run: bool, as_json: bool) -> int:
     """Every payment in a gap, oldest first; those that an operator must decide about are named, not touched."""
 
-    async def work(db: Database, _settings: Settings) -> tuple[list[Repaired], list[dict[str, Any]]]:
+    async def work(db: Database, settings: Settings) -> tuple[list[Repaired], list[dict[str, Any]]]:
         done: list[Repaired] = []
         refused: list[dict[str, Any]] = []
         for payment_id in await _list_gaps(db, limit):
             try:
-                done.append(await _repair(db, payment_id, note, dry_run=dry_run))
+                done.append(await _repair(db, settings, payment_id, note, dry_run=dry_run))
             except DomainError as error:
                 refused.append({"payment_id": payment_id, "code": error.problem_code, "detail": str(error)})
         return done, refused
@@ -120,24 +122,18 @@ async def _list_gaps(db: Database, limit: int) -> list[UUID]:
     return list(chosen)[:limit]
 
 
-async def _repair(db: Database, payment_id: UUID, note: str | None, *, dry_run: bool) -> Repaired:
-    who = actor()
+async def _repair(db: Database, settings: Settings, payment_id: UUID, note: str | None, *, dry_run: bool) -> Repaired:
     done: list[Repaired] = []
 
     async def work(tx: Tx) -> None:
-        done[:] = [await repairs.repair(tx, payment_id, by=who.name, note=note, subscriptions=BY_GROUP)]
+        notice = timedelta(hours=settings.notice_hours)
+        done[:] = [
+            await actions.repair(
+                tx, actor(), payment_id, note or "caravan repair", subscriptions=BY_GROUP, notice=notice
+            )
+        ]
         if dry_run:
             raise DryRun
-        await audit.record(
-            tx,
-            who,
-            action="payments:repair",
-            subject_type="payment",
-            subject_id=payment_id,
-            note=note,
-            before={"stage": done[0].stage_before, "reason": done[0].reason_before},
-            after={"stage": done[0].stage, "reason": done[0].reason, "did": done[0].did},
-        )
 
     try:
         await db.transact(work, SOURCE)
@@ -155,67 +151,53 @@ def _repaired_text(done: Repaired) -> str:
 
 
 def create_purchase(data: Path | None, payment_id: UUID, note: str | None, *, as_json: bool) -> int:
-    async def work(db: Database, _settings: Settings) -> Finding:
-        return await _steps(db, payment_id, [Step.CREATE_PURCHASE], "payments:create-purchase", note)
+    async def work(db: Database, settings: Settings) -> Finding:
+        async def step(tx: Tx) -> Finding:
+            before = await _find_out(tx, payment_id)
+            if before.reason in repairs.OPERATORS_DECISION:
+                raise OperatorMustDecide(str(before.reason))
+            notice = timedelta(hours=settings.notice_hours)
+            await run_step(tx, Step.CREATE_PURCHASE, [payment_id], notice=notice)
+            after = await _find_out(tx, payment_id)
+            await audit.record(
+                tx,
+                actor(),
+                action="create purchase",
+                subject_type="payment",
+                subject_id=payment_id,
+                note=note or "caravan create-purchase",
+                before={"stage": before.stage, "reason": before.reason, "purchaseId": before.purchase_id},
+                after={"stage": after.stage, "reason": after.reason, "purchaseId": after.purchase_id},
+            )
+            return after
+
+        return await db.transact(step, SOURCE)
 
     return _stepped(run(data, work), as_json=as_json)
-
-
-# What a student bought of a course and may still have, the newest first.
-PURCHASED = """
-select payment_id from student_course_purchases
-where student_id = %(student_id)s and course_id = %(course_id)s and is_active order by created_at desc
-"""
-
-
-class NothingPurchased(NotFound):
-    """There is no active purchase of this course for this student."""
-
-    code = "NOTHING_PURCHASED"
 
 
 def trigger_allocation(
     data: Path | None, student_id: UUID, course_id: UUID, note: str | None, *, as_json: bool
 ) -> int:
-    """For every active purchase of the two: a trainer, and the sessions."""
+    """A trainer for what the student bought of the course, and the sessions."""
 
-    async def work(db: Database, _settings: Settings) -> list[Finding]:
-        async with db.transaction(SOURCE, read_only=True) as tx:
-            payments: list[UUID] = await tx.values(PURCHASED, {"student_id": student_id, "course_id": course_id})
-        if not payments:
-            raise NothingPurchased(
-                "There is no active purchase of this course for this student: look with"
-                f" `caravan diagnose {student_id} {course_id}`."
+    async def work(db: Database, settings: Settings) -> list[Finding]:
+        async def assign(tx: Tx) -> list[Finding]:
+            assigned = await actions.auto_assign(
+                tx,
+                actor(),
+                student_id=student_id,
+                course_id=course_id,
+                note=note or "caravan trigger-allocation",
+                notice=timedelta(hours=settings.notice_hours),
             )
-        steps = [Step.ALLOCATE_TRAINER, Step.SCHEDULE_SESSIONS]
-        return [await _steps(db, payment, steps, "purchases:trigger-allocation", note) for payment in payments]
+            if assigned.allocation_id and assigned.status == "approved":
+                await actions.create_sessions(tx, actor(), assigned.allocation_id, note or "caravan trigger-allocation")
+            return await find_out(tx, purchase_id=assigned.purchase_id)
+
+        return await db.transact(assign, SOURCE)
 
     return _stepped(*run(data, work), as_json=as_json)
-
-
-async def _steps(db: Database, payment_id: UUID, steps: list[Step], action: str, note: str | None) -> Finding:
-    """The steps in one transaction, with their audit row; where the payment is afterwards."""
-
-    async def work(tx: Tx) -> Finding:
-        before = await _find_out(tx, payment_id)
-        if before.reason in repairs.OPERATORS_DECISION:
-            raise OperatorMustDecide(str(before.reason))
-        for step in steps:
-            await run_step(tx, step, [payment_id])
-        after = await _find_out(tx, payment_id)
-        await audit.record(
-            tx,
-            actor(),
-            action=action,
-            subject_type="payment",
-            subject_id=payment_id,
-            note=note,
-            before={"stage": before.stage, "reason": before.reason},
-            after={"stage": after.stage, "reason": after.reason},
-        )
-        return after
-
-    return await db.transact(work, SOURCE)
 
 
 async def _find_out(tx: Tx, payment_id: UUID) -> Finding:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from uuid import UUID
 
+from caravan.admin import actions
 from caravan.apps.services import BACKGROUND
 from caravan.apps.subscriptions import BY_GROUP, SUBSCRIPTIONS
 from caravan.cli.database import actor, run
@@ -16,9 +17,7 @@ from caravan.eventlog.dead_letters import DeadLetter
 from caravan.eventlog.lag import GroupLag, list_lag
 from caravan.eventlog.subscription import register_groups
 from caravan.eventlog.workers import WorkerRow, list_workers
-from caravan.fulfilment import repair
 from caravan.settings import Settings
-from caravan.web import audit
 
 SOURCE = "caravan-cli"
 LISTED_MAX = 200
@@ -133,9 +132,8 @@ def show_letter(data: Path | None, letter_id: UUID) -> int:
 def replay(data: Path | None, letter_id: UUID, note: str | None, *, as_json: bool) -> int:
     async def work(db: Database, _settings: Settings) -> DeadLetter:
         async def again(tx: Tx) -> DeadLetter:
-            letter = await repair.replay(tx, letter_id, BY_GROUP, by=actor().name, note=note)
-            await _record(tx, "dead-letters:replay", letter, note)
-            return letter
+            given = note or "caravan dead-letters replay"
+            return await actions.replay(tx, actor(), letter_id, given, subscriptions=BY_GROUP)
 
         return await db.transact(again, SOURCE)
 
@@ -148,9 +146,7 @@ def replay(data: Path | None, letter_id: UUID, note: str | None, *, as_json: boo
 def discard(data: Path | None, letter_id: UUID, note: str, *, as_json: bool) -> int:
     async def work(db: Database, _settings: Settings) -> DeadLetter:
         async def give_up(tx: Tx) -> DeadLetter:
-            letter = await dead_letters.discard(tx, letter_id, by=actor().name, note=note)
-            await _record(tx, "dead-letters:discard", letter, note)
-            return letter
+            return await actions.discard(tx, actor(), letter_id, note)
 
         return await db.transact(give_up, SOURCE)
 
@@ -158,18 +154,6 @@ def discard(data: Path | None, letter_id: UUID, note: str, *, as_json: bool) -> 
     said = f"Discarded {letter.event_type} for {letter.consumer_group}; the row stays."
     show({"id": letter.id, "status": "discarded"}, as_json=as_json, text=said)
     return FINE
-
-
-async def _record(tx: Tx, action: str, letter: DeadLetter, note: str | None) -> None:
-    await audit.record(
-        tx,
-        actor(),
-        action=action,
-        subject_type="dead_letter",
-        subject_id=letter.id,
-        note=note,
-        before={"status": letter.status},
-    )
 
 
 def _letter_document(letter: DeadLetter) -> dict[str, object]:
