@@ -50,11 +50,12 @@ def assign(needs: Iterable[Need], given: Sequence[Pick]) -> list[Pick]:
     for need in needs:
         if not diary.is_free(need.student_id, need.series):
             continue
-        free = [c for c in need.candidates if diary.is_free(c.trainer_id, need.series)]
-        if free:
-            pick = Pick(need, min(free, key=lambda c: _rank(need, c, diary)))
-            diary.add(pick)
-            picks.append(pick)
+        for candidate in sorted(need.candidates, key=lambda c: _rank(need, c, diary)):
+            if diary.is_free(candidate.trainer_id, need.series):
+                pick = Pick(need, candidate)
+                diary.add(pick)
+                picks.append(pick)
+                break
     return picks
 
 
@@ -87,11 +88,13 @@ def overlap(one: Series, other: Series) -> bool:
     """Whether any two of their slots overlap; ends are exclusive, as in the database's ranges."""
     if not _spans_touch(one, other):
         return False
+    my_length, their_length = timedelta(minutes=one.minutes), timedelta(minutes=other.minutes)
     mine, theirs = 0, 0
     while mine < len(one.starts) and theirs < len(other.starts):
-        if _end(one, mine) <= other.starts[theirs]:
+        my_start, their_start = one.starts[mine], other.starts[theirs]
+        if my_start + my_length <= their_start:
             mine += 1
-        elif _end(other, theirs) <= one.starts[mine]:
+        elif their_start + their_length <= my_start:
             theirs += 1
         else:
             return True
@@ -99,8 +102,8 @@ def overlap(one: Series, other: Series) -> bool:
 
 
 def _spans_touch(one: Series, other: Series) -> bool:
-    return one.starts[0] < _end(other, -1) and other.starts[0] < _end(one, -1)
+    return one.starts[0] < _last_end(other) and other.starts[0] < _last_end(one)
 
 
-def _end(series: Series, index: int) -> datetime:
-    return series.starts[index] + timedelta(minutes=series.minutes)
+def _last_end(series: Series) -> datetime:
+    return series.starts[-1] + timedelta(minutes=series.minutes)

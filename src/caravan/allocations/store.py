@@ -107,6 +107,7 @@ class Search:
 
 # For each need: how many trainers each filter leaves, and the best of those who pass them all. Everything but the
 # distance is the same for all needs of one course, mode and series, so it is worked out once for those (`combos`).
+# Open hours are stored out of line, so they are read once per trainer, and cut to the time that is asked about.
 # Load: the sessions of the trainer's live bookings that touch the time between the first slot and the last.
 # Places are compared here and nowhere else: only distances leave the database.
 SEARCH_TRAINERS = f"""
@@ -119,6 +120,12 @@ needs as materialized (
   join series r using (series) left join students s on s.id = n.student_id
 ), combos as materialized (
   select distinct n.course_id, n.mode, n.series from needs n
+), hours as materialized (
+  select tt.trainer_id, tt.open * horizon.during as open
+  from trainer_time tt
+  cross join (select tstzmultirange(range_merge(range_agg(during))) as during from series) horizon
+  where tt.trainer_id in (
+    select tc.trainer_id from trainer_courses tc where tc.course_id in (select course_id from combos))
 ), judged as materialized (
   select c.course_id, c.mode, c.series, t.id as trainer_id, t.latitude, t.longitude, t.radius_km, t.active,
     t.active and c.mode = any(t.modes) as offers, v.open, v.open and not b.busy as free, b.load
@@ -126,9 +133,9 @@ needs as materialized (
   join series r using (series)
   join trainer_courses tc on tc.course_id = c.course_id
   join trainers t on t.id = tc.trainer_id
-  left join trainer_time tt on tt.trainer_id = t.id
+  left join hours h on h.trainer_id = t.id
   cross join lateral (
-    select t.active and c.mode = any(t.modes) and coalesce(tt.open @> r.during, false) as open) v
+    select t.active and c.mode = any(t.modes) and coalesce(h.open @> r.during, false) as open) v
   left join lateral (
     select coalesce(sum(cardinality(k.starts)), 0)::int as load, coalesce(bool_or(k.during && r.during), false) as busy
     from bookings k
