@@ -29,7 +29,8 @@ async def a_free_trainer(db: Database, road: Road) -> None:
         )
         await tx.execute(
             """insert into trainer_time (trainer_id, open, computed_at)
-               values (%(trainer_id)s, tstzmultirange(tstzrange(now(), now() + interval '1 year')), now())""",
+               values (%(trainer_id)s, tstzmultirange(tstzrange(now(), now() + interval '1 year')), now())
+               on conflict (trainer_id) do update set open = excluded.open""",
             road.__dict__,
         )
 

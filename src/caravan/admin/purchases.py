@@ -98,22 +98,25 @@ async def list_purchases(
     A search finds payments that were not captured too; a list without one holds captured money only.
     """
     place = Cursor.decode(cursor) if cursor else LAST
-    named: dict[str, Any] = {"before": place.starts_at, "before_id": place.id, "stage": stage, "limit": limit + 1}
-    technical = reason in Technical.__members__
+    named: dict[str, Any] = {"before": place.starts_at, "before_id": place.id, "stage": stage}
+    # A computed reason can't be asked for in SQL: look at many of those that have no stored one.
+    read = TECHNICAL_CANDIDATES_MAX if reason in Technical.__members__ else limit
+    named["limit"] = read + 1
     if q:
         rows = await _search(tx, q, named)
     elif reason or stage in UNDELIVERED_STAGES:
-        named |= {"reason": None if technical else reason, "unexplained": technical}
-        named["limit"] = TECHNICAL_CANDIDATES_MAX if technical else limit + 1
-        rows = await tx.tuples(LIST_UNDELIVERED, named)
+        technical = reason in Technical.__members__
+        rows = await tx.tuples(
+            LIST_UNDELIVERED, named | {"reason": None if technical else reason, "unexplained": technical}
+        )
     else:
         rows = await tx.tuples(LIST_CAPTURED, named)
-    more = len(rows) > limit and not technical
-    rows = rows if technical else rows[:limit]
-    items = await list_lines(tx, [payment_id for payment_id, _ in rows])
-    if reason:
-        items = [item for item in items if item.finding.reason == reason][:limit]
-    return Page(items, Cursor(rows[-1][1], rows[-1][0]).encode() if more else None)
+    lines = await list_lines(tx, [payment_id for payment_id, _ in rows[:read]])
+    items = [line for line in lines if reason is None or line.finding.reason == reason]
+    if len(items) > limit:
+        last = items[limit - 1]
+        return Page(items[:limit], Cursor(last.created_at, last.finding.payment_id).encode())
+    return Page(items, Cursor(rows[read - 1][1], rows[read - 1][0]).encode() if len(rows) > read else None)
 
 
 async def _search(tx: Tx, q: str, named: dict[str, Any]) -> list[tuple[Any, ...]]:

@@ -170,6 +170,8 @@ _DONE = {
 def _explain_hop(facts: Facts, hop: Hop) -> Explanation:
     """What became of the event that should have taken it out of its stage."""
     step = _STEP_OF_STAGE[hop.stage]
+    if facts.event_pending:
+        return None, [f"{facts.event_type} is being said: {facts.consumer_group} goes on from here."], step
     if facts.dead_letter_id is not None:
         return (
             Technical.IN_DEAD_LETTERS,

@@ -6,7 +6,7 @@ No coordinates: whether a student has a place at all is said by the stored reaso
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -61,6 +61,7 @@ class Facts:
     # the hop out of this stage
     event_type: str | None
     consumer_group: str | None
+    event_pending: bool  # said by this very transaction, so not in the log yet
     event_id: UUID | None
     event_at: datetime | None
     event_age_seconds: float | None
@@ -102,7 +103,7 @@ select p.id as payment_id, p.student_id, coalesce(f.course_id, c.course_id) as c
        f.total, f.scheduled, f.completed, f.student_absent, f.refunded, f.owed,
        u.payment_id is not null as registered, u.since, u.reason, u.reason_since, u.detail,
        coalesce(u.held, false) as held,
-       hop.event_type, hop.consumer_group, e.event_id, e.occurred_at as event_at,
+       hop.event_type, hop.consumer_group, false as event_pending, e.event_id, e.occurred_at as event_at,
        extract(epoch from clock_timestamp() - e.occurred_at)::float8 as event_age_seconds,
        d.event_id as processed_event_id, d.processed_at,
        l.id as dead_letter_id, l.created_at as dead_letter_at, l.code as dead_letter_code, l.error as dead_letter_error,
@@ -151,7 +152,7 @@ order by p.created_at desc, p.id desc
 
 async def gather_facts(tx: Tx, payment_ids: Sequence[UUID]) -> list[Facts]:
     """One row per payment that exists, the newest first."""
-    return await tx.all(
+    found = await tx.all(
         GATHER_FACTS,
         {
             "payment_ids": list(payment_ids),
@@ -161,6 +162,11 @@ async def gather_facts(tx: Tx, payment_ids: Sequence[UUID]) -> list[Facts]:
         },
         into=Facts,
     )
+    said = {(event.correlation_id, event.type) for event in tx.outgoing}
+    return [
+        replace(facts, event_pending=True) if (str(facts.payment_id), facts.event_type) in said else facts
+        for facts in found
+    ]
 
 
 RECENT_PAYMENTS = """

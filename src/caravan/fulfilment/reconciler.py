@@ -30,6 +30,7 @@ from caravan.eventlog.workers import HEARTBEAT_SECONDS, Superseded, Worker
 from caravan.fulfilment.gaps import GAPS, Gap, Step, compare_register, list_gap
 from caravan.fulfilment.repair import run_step
 from caravan.payments import coins, webhooks
+from caravan.people.trainers import roll_time
 from caravan.settings import Settings
 from caravan.web import auth, idempotency, login
 
@@ -88,6 +89,7 @@ class Reconciler:
             Task("webhooks", each_turn, self._in_transaction("webhooks", _apply_webhooks)),
             Task("waiting", minute, self._recheck_waiting),
             Task("coins", minute, self._in_transaction("coins", coins.release_expired)),
+            Task("trainers' time", minute, self._in_transaction("trainers' time", roll_time)),
             Task("log", timedelta(minutes=10), self._in_transaction("log", _maintain_log)),
             Task("answers", hour, self._in_transaction("answers", idempotency.purge)),
             Task("sign-ins", hour, self._in_transaction("sign-ins", auth.purge)),
