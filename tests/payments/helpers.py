@@ -63,8 +63,9 @@ async def state(db: Database, payment_id: UUID) -> dict[str, Any]:
 async def somebody_waits(tx: Tx) -> None:
     """Returns once another transaction waits for a lock; the server has nothing else to wait on."""
     async with asyncio.timeout(10):
+        # A snapshot of the activity is kept for a transaction unless it is cleared.
         while not await tx.value(  # noqa: ASYNC110
-            "select count(*) from pg_locks l join pg_database d on d.oid = l.database"
-            " where d.datname = current_database() and not l.granted"
+            "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
         ):
+            await tx.execute("select pg_stat_clear_snapshot()")
             await asyncio.sleep(0.005)
