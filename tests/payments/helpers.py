@@ -64,7 +64,7 @@ async def somebody_waits(tx: Tx) -> None:
     """Returns once another transaction waits for a lock; the server has nothing else to wait on."""
     async with asyncio.timeout(10):
         # A snapshot of the activity is kept for a transaction unless it is cleared.
-        while not await tx.value(  # noqa: ASYNC110
+        while not await tx.value(
             "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
         ):
             await tx.execute("select pg_stat_clear_snapshot()")
