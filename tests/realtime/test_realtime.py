@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import socket as sockets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -15,11 +15,12 @@ from uuid import UUID
 
 import pytest
 import uvicorn
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from httpx2 import AsyncClient
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from caravan.apps.web import Server
 from caravan.db import Database
 from caravan.db.wake import Wake
 from caravan.eventlog import outbox
@@ -99,23 +100,24 @@ async def house(db: Database, database_url: str) -> AsyncIterator[House]:
 
 
 @asynccontextmanager
-async def serve(db: Database, database_url: str, *, hints: bool = True) -> AsyncIterator[House]:
+async def serve(db: Database, database_url: str, *more: APIRouter, hints: bool = True) -> AsyncGenerator[House]:
     wake = Wake(database_url)
     db.on_hints = wake.send if hints else None
     gateway = Gateway(db, wake)
     app = FastAPI()
-    app.include_router(routes.router)
+    for router in (routes.router, *more):
+        app.include_router(router)
     app.state.db, app.state.gateway = db, gateway
     app.state.settings = Settings(_env_file=None)  # pyright: ignore[reportCallIssue]
     config = uvicorn.Config(app, log_config=None, ws="websockets-sansio", ws_per_message_deflate=False, lifespan="off")
-    server = uvicorn.Server(config)
+    server = Server(config)
     listener = sockets.socket()
     listener.bind(("127.0.0.1", 0))
     stop = asyncio.Event()
     tasks = [asyncio.create_task(server.serve(sockets=[listener])), asyncio.create_task(gateway.run(stop))]
     try:
-        while not server.started:
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            await server.listening.wait()
         yield House(db, gateway, wake, listener.getsockname()[1])
     finally:
         server.should_exit = True
@@ -288,7 +290,9 @@ async def test_a_late_ticket_is_refused(house: House) -> None:
     async with AsyncClient() as http:
         answer = await http.post(f"{house.origin}/api/v1/realtime/tickets", headers=person.headers)
     async with house.db.transaction() as tx:
-        await tx.execute("update realtime_tickets set expires_at = expires_at - %(late)s", {"late": timedelta(seconds=31)})
+        await tx.execute(
+            "update realtime_tickets set expires_at = expires_at - %(late)s", {"late": timedelta(seconds=31)}
+        )
     with pytest.raises(InvalidStatus):
         await connect(f"{house.url}?ticket={answer.json()['ticket']}")
 
@@ -372,7 +376,7 @@ async def test_a_client_that_does_not_read_costs_a_bounded_queue_and_is_dropped(
         await fine.send('{"type": "resume", "after": 0}')
         while house.gateway.sockets == 2:
             assert all(len(socket.queue) <= gateways.QUEUE_FRAMES_MAX for socket in house.gateway._sockets)
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.01)  # to look in between; what ends the loop is the server's own deadline
         await house.say(quick.students[0])
         assert await read_seqs(fine, 1) == [1]
         seqs: list[int] = []

@@ -36,7 +36,9 @@ async def read(client: httpx2.AsyncClient, address: str) -> str:
 
 async def a_tier(db: Database) -> None:
     async with db.transaction() as tx:
-        await tx.execute("insert into course_tiers (course_id, sessions, amount_cents) select id, 30, 360000 from courses")
+        await tx.execute(
+            "insert into course_tiers (course_id, sessions, amount_cents) select id, 30, 360000 from courses"
+        )
 
 
 async def test_the_catalogue_and_a_course_say_what_it_costs(db: Database, client: httpx2.AsyncClient) -> None:
@@ -63,7 +65,8 @@ async def test_the_checkout_follows_the_road(db: Database, client: httpx2.AsyncC
     assert "Nothing was taken" in await read(client, address)
     async with db.transaction() as tx:
         await tx.execute(
-            "update payments set status = 'succeeded', captured_at = now(), captured_cents = 360000, captured_currency = 'INR'"
+            "update payments set status = 'succeeded', captured_at = now(), captured_cents = 360000,"
+            " captured_currency = 'INR'"
         )
         await tx.execute("update checkouts set paid_by = %(payment)s", {"payment": road.payment_id})
     page = await read(client, address)

@@ -33,7 +33,9 @@ REASONS: Final[dict[Reason, str]] = {
     Reason.INVALID_SCHEDULE: _MENDING,
     Reason.STUDENT_LOCATION_MISSING: "For sessions at home we need to know where home is. Then we go on.",
     Reason.STUDENT_CONFLICT: "Some of these times clash with other sessions. We go on when they are free.",
-    Reason.NO_TRAINER_AVAILABLE: "No trainer is free for all these sessions yet. We keep looking, and go on then.",
+    Reason.NO_TRAINER_AVAILABLE: (
+        "No trainer is free for all these sessions yet. We keep looking, and book the first one who is."
+    ),
     Reason.TRAINER_CONFLICT: "The trainer's time was taken in the meantime. We are looking for another trainer.",
     Reason.TRAINER_LEFT: "The trainer can't go on with this course. We are looking for another one.",
     Reason.OPERATOR_HOLD: "Our team has paused this order and will be in touch.",
