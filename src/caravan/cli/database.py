@@ -43,20 +43,19 @@ def run(data: Path | None, work: Callable[[Database, Settings], Awaitable[T]]) -
 async def _run(settings: Settings, work: Callable[[Database, Settings], Awaitable[T]]) -> T:
     assert settings.postgres_url is not None
     await check_schema(settings.postgres_url)
-    changed: set[str] = set()
+    telling: set[asyncio.Task[None]] = set()
 
-    def remember(keys: Iterable[str]) -> None:
-        changed.update(keys)
+    def tell(keys: Iterable[str]) -> None:
+        telling.add(asyncio.get_running_loop().create_task(_tell(db, frozenset(keys))))
 
-    async with Database(settings.postgres_url, max_connections=2, on_hints=remember) as db:
+    async with Database(settings.postgres_url, max_connections=3, on_hints=tell) as db:
         done = await work(db, settings)
-        if changed:
-            await _tell(db, changed)
+        await asyncio.gather(*telling)
     return done
 
 
-async def _tell(db: Database, changed: set[str]) -> None:
-    """Wake the workers and the sockets now: this process ends before a background task would."""
+async def _tell(db: Database, changed: frozenset[str]) -> None:
+    """Wake the workers and the sockets."""
     payload = " ".join(sorted(changed))
     async with db.connection() as connection:
         await connection.execute(
