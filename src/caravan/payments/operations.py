@@ -27,7 +27,7 @@ from caravan.payments.webhooks import apply_waiting, receive_webhook
 
 
 class CourseNotFound(NotFound):
-    """There is no such course."""
+    """There is no such course, or no such student."""
 
     code = "COURSE_NOT_FOUND"
 
