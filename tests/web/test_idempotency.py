@@ -73,7 +73,7 @@ async def test_one_that_still_runs_is_refused(shop: Shop) -> None:
     running = asyncio.create_task(shop.buy("k1"))
     await asyncio.wait_for(shop.started.wait(), 5)
     with pytest.raises(IdempotencyKeyInUse):
-        await shop.buy("k1")
+        await asyncio.wait_for(shop.buy("k1"), 5)
     shop.go_on.set()
     answer = await running
     assert await shop.buy("k1") == answer
