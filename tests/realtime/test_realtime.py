@@ -111,7 +111,8 @@ async def serve(db: Database, database_url: str, *more: APIRouter, hints: bool =
     app.state.settings = Settings(_env_file=None)  # pyright: ignore[reportCallIssue]
     config = uvicorn.Config(app, log_config=None, ws="websockets-sansio", ws_per_message_deflate=False, lifespan="off")
     server = Server(config)
-    listener = sockets.socket()
+    # Named TCP, or asyncio leaves Nagle's algorithm on and each answer waits 40 ms for an acknowledgement.
+    listener = sockets.socket(proto=sockets.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
     stop = asyncio.Event()
     tasks = [asyncio.create_task(server.serve(sockets=[listener])), asyncio.create_task(gateway.run(stop))]
