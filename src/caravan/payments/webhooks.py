@@ -89,7 +89,7 @@ where provider = %(provider)s and event_id = %(event_id)s
 async def apply_waiting(tx: Tx, payment_id: UUID) -> int:
     """Apply what was said of a payment and has had no effect yet; how many events had one now.
 
-    The caller holds lock_payment_id, or the row of a payment that exists. Where there is no payment, nothing is applied.
+    The caller holds lock_payment_id, or the row of a payment that exists. Without a payment nothing is applied.
     """
     applied = 0
     for event in await tx.all(LIST_UNAPPLIED, {"payment_id": payment_id}, into=ProviderEvent):
