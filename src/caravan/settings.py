@@ -66,7 +66,8 @@ class Settings(BaseSettings):
     @field_validator("postgres_url", "postgres_direct_url")
     @classmethod
     def _is_postgres_url(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith(("postgresql://", "postgres://")):
+        # libpq's other spelling, `host=db dbname=caravan`, is as good.
+        if value is not None and not value.startswith(("postgresql://", "postgres://", "host=", "dbname=", "user=")):
             raise ValueError("must look like postgresql://user:password@host:5432/database")
         return value
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
@@ -85,14 +86,49 @@ class Up:
 
     def get(self, path: str, token: str | None = None) -> tuple[int, Any]:
         """The status and the JSON of a GET; 0 where nobody answers."""
-        request = Request(self.url + path, headers={"Authorization": f"Bearer {token}"} if token else {})  # noqa: S310
+        return self.call("GET", path, token=token)
+
+    def call(self, method: str, path: str, body: object = None, *, token: str | None = None) -> tuple[int, Any]:
+        """The status and the JSON of a request; 0 where nobody answers."""
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
+        request = Request(self.url + path, method=method, headers=headers)  # noqa: S310
         try:
-            with urlopen(request, timeout=10) as answer:  # noqa: S310 - our own address
+            with urlopen(request, None if body is None else json.dumps(body).encode(), timeout=10) as answer:  # noqa: S310
                 return answer.status, json.load(answer)
         except HTTPError as error:
             return error.code, json.load(error)
         except (URLError, OSError):
             return 0, None
+
+    @property
+    def demo(self) -> dict[str, Any]:
+        """DIR/demo.json."""
+        return json.loads((self.data / "demo.json").read_text())
+
+    def sign_in(self, account: dict[str, str]) -> str:
+        """The token of one of the demo's accounts."""
+        named = {"email": account["email"], "password": account["password"]}
+        status, said = self.call("POST", "/api/v1/auth/login", named)
+        assert status == 200, said
+        return said["token"]
+
+    def buy(self, student: dict[str, str], slot: str, *, sessions: int = 10, mode: str = "online") -> str:
+        """A paid payment of the demo's first course, for a student of demo.json; its id."""
+        token = self.sign_in(student)
+        order = {
+            "studentId": student["id"],
+            "courseId": self.demo["courses"][0]["id"],
+            "sessionCount": sessions,
+            "learningMode": mode,
+            "groupSize": 1,
+            "timeSlot": slot,
+            "startDate": (datetime.now(UTC) + timedelta(days=4)).date().isoformat(),
+        }
+        status, payment = self.call("POST", "/api/v1/payments", order, token=token)
+        assert status == 201, payment
+        status, said = self.call("POST", f"/api/v1/payments/{payment['id']}/confirm", {}, token=token)
+        assert status == 200, said
+        return payment["id"]
 
     def ask(self, command: str, name: str | None = None) -> dict[str, Any]:
         """What the supervisor answers at its door."""

@@ -72,6 +72,7 @@ COURSES: tuple[CourseSeed, ...] = (
 TIERS = (10, 20, 30)
 GROUP_PRICES = {1: 100, 2: 160, 3: 200}  # per cent of the price for one: a group that the buyer brings
 MODES = ("online", "home", "center")
+NOWHERE, LATE, OFFLINE = "Student without a place", "Student of the late evening", "Student with a closed screen"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +81,11 @@ class AccountSeed:
     name: str
     role: Role
     students: tuple[tuple[str, UUID | None, bool], ...] = ()  # name, id, has a place
+    for_rehearsal: bool = False
 
 
-# The order of `students` in demo.json: the first is nobody's example but the visitor's own.
+# In the order of `students` in demo.json. The last three are for `caravan demo` alone: what a visitor buys must not
+# stand in its way.
 ACCOUNTS: tuple[AccountSeed, ...] = (
     AccountSeed("admin", "Anjali (admin)", Role.ADMIN),
     AccountSeed("support", "Suresh (support)", Role.SUPPORT),
@@ -91,8 +94,15 @@ ACCOUNTS: tuple[AccountSeed, ...] = (
     AccountSeed("meera", "Meera Iyer", Role.STUDENT, (("Rohan Iyer", None, True), ("Diya Iyer", None, True))),
     AccountSeed("farhan", "Farhan Khan", Role.STUDENT, (("Zoya Khan", None, True),)),
     AccountSeed("lakshmi", "Lakshmi Gowda", Role.STUDENT, (("Nikhil Gowda", None, False),)),
-    AccountSeed("vikram", "Vikram Shetty", Role.STUDENT, (("Ananya Shetty", STUDENT_OF_ROBOTICS, True),)),
-    AccountSeed("priya", "Priya Nair", Role.STUDENT, (("Kabir Nair", STUDENT_OF_AI, True),)),
+    AccountSeed("vikram", "Vikram Shetty", Role.STUDENT, (("Ananya Shetty", STUDENT_OF_ROBOTICS, True),), True),
+    AccountSeed("priya", "Priya Nair", Role.STUDENT, (("Kabir Nair", STUDENT_OF_AI, True),), True),
+    AccountSeed(
+        "rehearsal",
+        "Rehearsal",
+        Role.STUDENT,
+        ((NOWHERE, None, False), (LATE, None, True), (OFFLINE, None, True)),
+        True,
+    ),
 )
 TRAINER_NAMES = (
     "Aarav Bhat", "Aditi Hegde", "Akash Pillai", "Amrita Das", "Anand Kulkarni", "Bhavna Shah", "Chetan Murthy",
@@ -148,7 +158,8 @@ async def ensure_demo(db: Database, settings: Settings, url: str) -> None:
 def _read_passwords(folder: DataFolder) -> Passwords:
     """Of an earlier run, by account; empty where there was none."""
     document = folder.read_demo()
-    signed_in = [document.get(key, {}) for key in ("admin", "support", "trainer")] + document.get("students", [])
+    signed_in = [document.get(key, {}) for key in ("admin", "support", "trainer")] 
+    signed_in += document.get("students", []) + document.get("rehearsal", [])
     by_email = {each["email"]: each["password"] for each in signed_in if "password" in each}
     return {seed.key: by_email[email_of(seed.key)] for seed in ACCOUNTS if email_of(seed.key) in by_email}
 
@@ -254,11 +265,11 @@ order by array_position(%(titles)b::text[], title), created_at, id
 async def _describe(tx: Tx, settings: Settings, url: str, passwords: Passwords) -> dict[str, Any]:
     families = [seed for seed in ACCOUNTS if seed.students]
     rows = await tx.all(LIST_STUDENTS, {"emails": [email_of(seed.key) for seed in families]})
-    students: list[dict[str, str]] = []
+    students: dict[bool, list[dict[str, str]]] = {True: [], False: []}
     for seed in families:
         for name, _id, _place in seed.students:
             row = next(each for each in rows if each["email"] == email_of(seed.key) and each["name"] == name)
-            students.append(
+            students[seed.for_rehearsal].append(
                 {"id": str(row["id"]), "name": name, "email": row["email"], "password": passwords[seed.key]}
             )
     sign_in = {
@@ -269,7 +280,8 @@ async def _describe(tx: Tx, settings: Settings, url: str, passwords: Passwords) 
     return {
         "url": url,
         **sign_in,
-        "students": students,
+        "students": students[False],
+        "rehearsal": students[True],
         "courses": courses,
         "sandboxWebhookSecret": settings.sandbox_webhook_secret,
         "postgresUrl": settings.postgres_url,

@@ -21,6 +21,9 @@ from caravan.apps.demo_data import (
     CENTRE,
     CLOSES,
     EVERY_DAY,
+    LATE,
+    NOWHERE,
+    OFFLINE,
     OPENS,
     ROBOTICS,
     SEED_TRAINER,
@@ -226,7 +229,7 @@ async def _value(stage: Stage, query: Any, payment_id: UUID | str) -> Any:
 
 
 async def student_without_coordinates(stage: Stage, telling: Telling, run: int) -> None:
-    student = stage.student("Nikhil Gowda")
+    student = stage.student(NOWHERE)
     who = stage.parent_of(student)
     path = f"/api/v1/students/{student}"
     await stage.http("PATCH", path, {"latitude": None, "longitude": None}, who=who)
@@ -242,7 +245,7 @@ async def student_without_coordinates(stage: Stage, telling: Telling, run: int) 
 
 async def no_free_trainer(stage: Stage, telling: Telling, run: int) -> None:
     await _open_evenings(stage, late=False)
-    student = stage.student("Zoya Khan")
+    student = stage.student(LATE)
     since = time.monotonic()
     telling.payment_id = payment_id = await stage.buy(Sale(student, ARTIFICIAL_INTELLIGENCE, "11:00 PM"))
     telling.seen = (await stage.until_reason(payment_id, "NO_TRAINER_AVAILABLE")).reason
@@ -268,7 +271,7 @@ async def _open_evenings(stage: Stage, *, late: bool) -> None:
 
 
 async def push_missed(stage: Stage, telling: Telling, run: int) -> None:
-    student = stage.student("Rohan Iyer")
+    student = stage.student(OFFLINE)
     who = stage.parent_of(student)
     learning = f"/api/v1/students/{student}/learning"
     last_seen = (await stage.http("GET", learning, who=who))["version"]

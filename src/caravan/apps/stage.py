@@ -67,7 +67,7 @@ class Stage:
         return self._tokens[who]
 
     def _account(self, who: str) -> dict[str, str]:
-        accounts = [self.demo["admin"], *self.demo["students"]]
+        accounts = [self.demo["admin"], *self.demo["rehearsal"]]
         found = next(each for each in accounts if each["email"] == who)
         return {"email": found["email"], "password": found["password"]}
 
@@ -92,10 +92,10 @@ class Stage:
         return self.demo["admin"]["email"]
 
     def parent_of(self, student_id: UUID) -> str:
-        return next(each["email"] for each in self.demo["students"] if each["id"] == str(student_id))
+        return next(each["email"] for each in self.demo["rehearsal"] if each["id"] == str(student_id))
 
     def student(self, name: str) -> UUID:
-        return next(UUID(each["id"]) for each in self.demo["students"] if each["name"] == name)
+        return next(UUID(each["id"]) for each in self.demo["rehearsal"] if each["name"] == name)
 
     async def buy(self, sale: Sale) -> UUID:
         """Check out and pay as the parent would; the payment's id."""

@@ -19,7 +19,7 @@ from caravan.settings import Settings
 def demo(data: Path | None, *, as_json: bool) -> int:
     folder = DataFolder(settings_of(data).data_dir)
     document = folder.read_demo()
-    if not document:
+    if "rehearsal" not in document:
         fail(f"{folder.demo} is not there: start the demo with `caravan up --demo`.")
 
     async def work(db: Database, _settings: Settings) -> Rehearsal:
