@@ -268,7 +268,7 @@ async def test_too_many_frames_end_the_socket(house: House) -> None:
 
 
 async def test_a_ticket_opens_one_socket_and_is_in_no_log(house: House, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "uvicorn.error")
     person = await house.person()
     async with AsyncClient() as http:
         answer = await http.post(f"{house.origin}/api/v1/realtime/tickets", headers=person.headers)
@@ -284,6 +284,7 @@ async def test_a_ticket_opens_one_socket_and_is_in_no_log(house: House, caplog: 
     assert json.loads(refused.value.response.body)["code"] == "TICKET_REFUSED"
     assert "WebSocket" in caplog.text
     assert ticket not in caplog.text
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 async def test_a_late_ticket_is_refused(house: House) -> None:

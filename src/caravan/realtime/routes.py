@@ -26,6 +26,7 @@ from caravan.web.schemas import Out
 RESUME_SECONDS = 1.0
 SEND_SECONDS = 10.0
 CLOSE_SECONDS = 1.0
+DENIED_SECONDS = 0.05
 BAD_FRAMES_MAX = 5
 FRAMES_PER_MINUTE_MAX = 60
 
@@ -135,3 +136,6 @@ async def _deny(websocket: WebSocket, status: int, code: str, detail: str) -> No
     title = HTTPStatus(status).phrase
     body = {"type": "about:blank", "title": title, "status": status, "detail": detail, "code": code, "instance": "/ws"}
     await websocket.send_denial_response(Problem(body, status_code=status))
+    # Until the connection is gone uvicorn (0.54) takes a handshake that was refused for one that was forgotten, and
+    # logs an error when we return.
+    await asyncio.sleep(DENIED_SECONDS)
