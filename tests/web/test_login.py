@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Annotated
 
 import httpx2
+import pytest
 from fastapi import APIRouter
 
 from caravan.db import Database, Tx
@@ -88,6 +89,23 @@ async def test_wrong_unknown_and_disabled_answer_the_same(client: httpx2.AsyncCl
     assert {answer.status_code for answer in answers} == {401}
     assert len({answer.text for answer in answers}) == 1
     assert answers[0].json()["code"] == "WRONG_CREDENTIALS"
+
+
+async def test_an_unknown_account_costs_the_same_work(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    await an_account(db, EMAIL)
+    looked: list[str] = []
+    verify = auth._verify
+
+    def count(password_hash: str, password: str) -> bool:
+        looked.append(password_hash.rpartition("$")[0].rpartition("$")[0])  # the parameters, without salt and hash
+        return verify(password_hash, password)
+
+    monkeypatch.setattr(auth, "_verify", count)
+    for email in (EMAIL, "nobody@example.com", "no address"):
+        with pytest.raises(login.WrongCredentials):
+            await login.log_in(db, email, "wrong password", "10.0.0.1")
+    assert len(looked) == 3
+    assert len(set(looked)) == 1
 
 
 async def test_a_disabled_account_is_out_at_once(db: Database) -> None:
