@@ -369,6 +369,7 @@ async def test_an_operator_gives_a_waiting_one_to_a_trainer_by_the_same_rules(db
         with pytest.raises(AllocationRefused) as refusal:
             async with db.transaction() as tx:
                 await approve(tx, waiting.allocation_id, trainer)
+        assert "counts" in refusal.value.extra
         return refusal.value.problem_code
 
     assert await refused(busy) == "TRAINER_CONFLICT"

@@ -84,8 +84,8 @@ async def statuses(tx: Tx, made: Sold) -> list[str]:
 async def pass_by(tx: Tx, made: Sold, count: int) -> None:
     """Days went by: the first `count` sessions and slots lie in the past now. (Time itself can't be moved.)"""
     shift = await tx.value(
-        "select %(now)s - starts_at - interval '1 minute' from tutoring_sessions"
-        " where purchase_id = %(id)s and seq = %(count)s",
+        "select make_interval(days => -ceil(extract(epoch from starts_at - %(now)s) / 86400)::int)"
+        " from tutoring_sessions where purchase_id = %(id)s and seq = %(count)s",
         {"id": made.purchase, "count": count, "now": tx.now},
     )
     row = {"id": made.purchase, "shift": shift}
@@ -94,6 +94,7 @@ async def pass_by(tx: Tx, made: Sold, count: int) -> None:
         " where purchase_id = %(id)s",
         row,
     )
+    await tx.execute("update student_course_purchases set start_date = start_date + %(shift)s where id = %(id)s", row)
     await tx.execute(
         "update bookings set starts = (select array_agg(s + %(shift)s order by s) from unnest(starts) s),"
         " during = (select range_agg(tstzrange(s + %(shift)s, s + %(shift)s + make_interval(mins => minutes)))"
@@ -428,6 +429,36 @@ async def test_a_substitute_who_leaves_does_not_end_the_allocation(db: Database)
         assert (await statuses(tx, made))[10:] == ["cancelled", "scheduled"]
         assert await tx.value("select trainer_id from tutoring_sessions where seq = 12") == made.trainer
         assert not await undelivered(tx, made)
+
+
+async def test_the_rest_goes_around_a_substitutes_session_not_behind_it(db: Database) -> None:
+    async with db.transaction() as tx:
+        made = await delivered(tx)
+        await pass_by(tx, made, 1)
+        await tx.execute("update trainers set modes = '{center}' where id = %(id)s", {"id": made.trainer})
+        substitute = await a_trainer(tx, made.course)
+        await mark_session(tx, made.purchase, 1, "trainer_absent")
+        await go_round(tx, made)
+        before = await tx.values(
+            "select starts_at from tutoring_sessions where status = 'scheduled' order by starts_at"
+        )
+        await leave(tx, made)
+        rows = await tx.tuples(
+            "select starts_at, trainer_id from tutoring_sessions where status = 'scheduled' order by 1"
+        )
+        assert len(rows) == 10
+        assert {trainer for _, trainer in rows} == {substitute}
+        assert rows[0][0] <= before[1]  # the pattern's next slot, not the first after the make-up
+        assert rows[-1][0] == before[-1]
+        await adds_up(tx, made)
+
+
+async def test_a_session_that_began_is_never_cancelled(db: Database) -> None:
+    async with db.transaction() as tx:
+        made = await delivered(tx)
+        await pass_by(tx, made, 2)
+        await tx.execute("update bookings set live = false")
+        assert (await sync_sessions(tx, [made.purchase])).cancelled == {made.purchase: list(range(3, 11))}
 
 
 async def test_slots_that_began_unnumbered_stay_owed_and_are_made_up(db: Database) -> None:

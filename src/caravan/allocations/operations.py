@@ -6,9 +6,9 @@ tables' present state under the purchases' locks, and does whatever is missing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import date, datetime, timedelta
 from typing import Literal
 from uuid import UUID
 
@@ -33,6 +33,9 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger()
 NOTICE = timedelta(hours=12)
 """No session begins sooner than this from now, unless the installation says otherwise."""
 
+APART = timedelta(hours=12)
+"""No two sessions of a purchase begin sooner after one another, as the calendar has it."""
+
 SEARCHES_MAX = 12
 """How often one pass asks for candidates anew, where others took all that it was given."""
 
@@ -52,8 +55,8 @@ class AllocationNotWaiting(Conflict):
 class AllocationRefused(Conflict):
     """The allocation has to wait on; the code says why."""
 
-    def __init__(self, reason: Reason, counts: dict[str, int] | None = None) -> None:
-        super().__init__(f"No booking: {reason}.", extra={"counts": counts} if counts else None)
+    def __init__(self, reason: Reason, detail: Mapping[str, object] | None = None) -> None:
+        super().__init__(f"No trainer was booked: {reason}.", extra=detail)
         self.reason = reason
 
     @property
@@ -66,12 +69,16 @@ Action = Literal["allocated", "waiting", "trimmed", "ended", "completed", "uncha
 
 @dataclass(slots=True)
 class Settled:
-    """What became of one purchase. `allocation_id`, `trainer_id`: as they are now, None where there are none."""
+    """What became of one purchase. `allocation_id`, `trainer_id`: as they are now, None where there are none.
+
+    `reason` and `detail`: why it waits, if it does.
+    """
 
     action: Action
     allocation_id: UUID | None
     trainer_id: UUID | None
     reason: Reason | None = None
+    detail: Mapping[str, object] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +189,7 @@ async def _book_wanted(tx: Tx, cases: Sequence[_Case], notice: timedelta, only: 
     await deliveries.block(
         tx,
         [
-            Block(case.state.payment_id, case.state.stage, case.outcome.reason, refused[case.state.purchase_id].detail)
+            Block(case.state.payment_id, case.state.stage, case.outcome.reason, case.outcome.detail)
             for case in cases
             if case.outcome.reason
         ],
@@ -191,7 +198,7 @@ async def _book_wanted(tx: Tx, cases: Sequence[_Case], notice: timedelta, only: 
 
 
 async def _needs(tx: Tx, cases: Sequence[_Case], notice: timedelta, refused: dict[UUID, Refusal]) -> dict[UUID, Need]:
-    """The slots that each case wants: the next ones of its pattern, after those that it has."""
+    """When each case is to be held: the wanted number of its pattern's next slots."""
     holidays = await store.list_holidays(tx)
     needs: dict[UUID, Need] = {}
     for case in cases:
@@ -199,15 +206,8 @@ async def _needs(tx: Tx, cases: Sequence[_Case], notice: timedelta, refused: dic
         if state.learning_mode == "home" and not state.located:
             refused[state.purchase_id] = Refusal(Reason.STUDENT_LOCATION_MISSING, {})
             continue
-        earliest = tx.now + notice
         try:
-            starts = calendar.session_starts(
-                state.pattern,
-                state.start_date,
-                plan.wanted,
-                not_before=max(earliest, plan.last_end) if plan.last_end else earliest,
-                holidays=holidays,
-            )
+            starts = _next_starts(state, plan, tx.now + notice, holidays)
         except InvalidSchedule as error:
             refused[state.purchase_id] = Refusal(Reason.INVALID_SCHEDULE, {"problem": error.detail})
             continue
@@ -215,6 +215,17 @@ async def _needs(tx: Tx, cases: Sequence[_Case], notice: timedelta, refused: dic
         series = Series(tuple(starts), state.minutes)
         needs[state.purchase_id] = Need(state.purchase_id, state.student_id, series, current)
     return needs
+
+
+def _next_starts(state: State, plan: Plan, not_before: datetime, holidays: Collection[date]) -> list[datetime]:
+    """The next slots of the pattern that are not beside one that is kept: a make-up of a series comes at its end."""
+    # As within a series: a kept slot is in the way of two at most.
+    count = min(calendar.MAX_SESSIONS, plan.wanted + 2 * len(plan.kept))
+    starts = calendar.session_starts(state.pattern, state.start_date, count, not_before=not_before, holidays=holidays)
+    free = [start for start in starts if all(abs(start - kept) >= APART for kept in plan.kept)]
+    if len(free) < plan.wanted:
+        raise InvalidSchedule(f"{plan.wanted} more sessions don't fit beside the {len(plan.kept)} that are booked.")
+    return free[: plan.wanted]
 
 
 async def _book(
@@ -334,7 +345,8 @@ def _conclude(case: _Case, decision: Decided, changed: dict[UUID, UUID], refused
         if not case.make_up:
             outcome.trainer_id = decision.trainer_id
     else:
-        outcome.action, outcome.reason = "waiting", refused[purchase_id].reason
+        refusal = refused[purchase_id]
+        outcome.action, outcome.reason, outcome.detail = "waiting", refusal.reason, refusal.detail
 
 
 def _announce(tx: Tx, allocated: Sequence[tuple[_Case, Decided]]) -> None:
@@ -390,5 +402,5 @@ async def approve(
     if outcome.action == "held":
         raise AllocationRefused(Reason.OPERATOR_HOLD)
     if outcome.reason:
-        raise AllocationRefused(outcome.reason)
+        raise AllocationRefused(outcome.reason, outcome.detail)
     return outcome

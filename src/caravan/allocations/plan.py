@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import date, datetime, time, timedelta
+from datetime import date, datetime, time
 from uuid import UUID
 
 from caravan.calendar import Pattern
@@ -70,19 +70,22 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`give_back`: slots to release. `wanted`: how many to book, after `last_end`. `over`: nothing more is to come."""
+    """`give_back`: slots to release. `wanted`: how many to book, beside those `kept`. `over`: nothing more is to come.
+
+    `left`: a trainer who left leaves something to be booked anew.
+    """
 
     over: bool
     left: bool
     give_back: list[Slot]
     wanted: int
-    last_end: datetime | None
+    kept: list[datetime]
 
 
 def make_plan(state: State, slots: list[Slot]) -> Plan:
     """`slots` in the order of time. Slots of trainers who left go back first, then what a refund took away."""
     if not state.active:
-        return Plan(over=True, left=False, give_back=slots, wanted=0, last_end=None)
+        return Plan(over=True, left=False, give_back=slots, wanted=0, kept=[])
     kept = [slot for slot in slots if slot.trainer_active]
     give_back = [slot for slot in slots if not slot.trainer_active]
     left = bool(give_back)
@@ -99,5 +102,5 @@ def make_plan(state: State, slots: list[Slot]) -> Plan:
         left=left and surplus < 0,
         give_back=give_back,
         wanted=max(0, -surplus),
-        last_end=kept[-1].starts_at + timedelta(minutes=state.minutes) if kept else None,
+        kept=[slot.starts_at for slot in kept],
     )
