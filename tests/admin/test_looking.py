@@ -81,7 +81,7 @@ async def test_repair_replays_what_was_given_up(desk: Desk) -> None:
 
 
 async def test_a_dead_letter_is_discarded(desk: Desk) -> None:
-    await desk.shop.bought()
+    payment = await desk.shop.bought()
     await desk.shop.run("alter table student_course_purchases add constraint broken check (purchase_tier < 3)")
     await desk.shop.work("purchase-worker")
     [letter] = (await desk.get("dead-letters"))["items"]
@@ -89,6 +89,11 @@ async def test_a_dead_letter_is_discarded(desk: Desk) -> None:
     assert (done["status"], done["note"]) == ("discarded", "by a test")
     [row] = await desk.audit()
     assert (row["action"], row["before"]["status"], row["after"]["status"]) == ("discard", "parked", "discarded")
+    await desk.shop.run("alter table student_course_purchases drop constraint broken")
+    found = await desk.diagnosis(payment)
+    assert (found["reason"], found["action"]["name"]) == ("IN_DEAD_LETTERS", "repair")
+    done = await desk.do("POST", f"payments/{payment}/repair", NOTE)
+    assert (done["step"], done["stage"]) == ("create_purchase", "purchased")
 
 
 async def test_search_by_anything(desk: Desk) -> None:

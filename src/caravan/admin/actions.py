@@ -97,6 +97,15 @@ def _snapshot(facts: Facts, finding: Finding) -> dict[str, Any]:
     }
 
 
+@dataclass(slots=True)
+class _Change:
+    """What was so before; `did` is told in the audit row, where there is more to tell than the difference."""
+
+    facts: Facts
+    finding: Finding
+    did: str | None = None
+
+
 @asynccontextmanager
 async def _audited(
     tx: Tx,
@@ -108,15 +117,17 @@ async def _audited(
     subject: tuple[str, UUID] | None = None,
     asked: Mapping[str, Any] | None = None,
     only_changes: bool = False,
-) -> AsyncGenerator[tuple[Facts, Finding]]:
+) -> AsyncGenerator[_Change]:
     """One audit row around a change: what was so before, what is so after, and what was asked for."""
     facts, finding = await _look(tx, payment_id)
-    yield facts, finding
+    change = _Change(facts, finding)
+    yield change
     before, after = _snapshot(facts, finding), _snapshot(*await _look(tx, payment_id))
     if only_changes and before == after:
         return
     kind, subject_id = subject or ("payment", payment_id)
     after |= {"asked": asked} if asked else {}
+    after |= {"did": change.did} if change.did else {}
     await audit.record(
         tx, actor, action=action, subject_type=kind, subject_id=subject_id, note=note, before=before, after=after
     )
@@ -136,10 +147,12 @@ async def repair(
 ) -> Repaired:
     """The one safe next step. Raises what fulfilment.repair does."""
     note = require_note(note)
-    async with _audited(tx, actor, "repair", payment_id, note):
-        return await repairs.repair(
+    async with _audited(tx, actor, "repair", payment_id, note) as change:
+        done = await repairs.repair(
             tx, payment_id, by=actor.name, note=note, subscriptions=subscriptions, notice=notice
         )
+        change.did = done.did
+    return done
 
 
 async def refund(
@@ -175,21 +188,23 @@ async def accept(tx: Tx, actor: Actor, payment_id: UUID, note: str | None) -> No
 async def hold(tx: Tx, actor: Actor, payment_id: UUID, note: str | None) -> None:
     """Stop everything that would move this payment. Raises NothingToHold, AlreadyHeld."""
     note = require_note(note)
-    async with _audited(tx, actor, "hold", payment_id, note) as (facts, finding):
-        if facts.held:
+    async with _audited(tx, actor, "hold", payment_id, note) as change:
+        if change.facts.held:
             raise AlreadyHeld
-        if not facts.registered or not await deliveries.hold(tx, payment_id, Stage(finding.stage), note):
+        stage = change.facts.stage
+        if stage is None or not await deliveries.hold(tx, payment_id, Stage(stage), note):
             raise NothingToHold
 
 
 async def release(tx: Tx, actor: Actor, payment_id: UUID, note: str | None, *, notice: timedelta) -> None:
     """Let it go on, with the next step at once: what it waited for before is found again. Raises NotHeld."""
     note = require_note(note)
-    async with _audited(tx, actor, "release", payment_id, note) as (_facts, finding):
-        if not await deliveries.release_hold(tx, payment_id, Stage(finding.stage)):
+    async with _audited(tx, actor, "release", payment_id, note) as change:
+        stage = change.facts.stage
+        if stage is None or not await deliveries.release_hold(tx, payment_id, Stage(stage)):
             raise NotHeld
-        if finding.step is not None:
-            await repairs.run_step(tx, finding.step, [payment_id], notice=notice)
+        if change.finding.step is not None:
+            await repairs.run_step(tx, change.finding.step, [payment_id], notice=notice)
 
 
 async def mend_payment(

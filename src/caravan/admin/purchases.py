@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from caravan.db import Tx
+from caravan.deliveries import Reason
 from caravan.errors import NotFound
 from caravan.fulfilment.diagnose import Finding, Technical, explain
 from caravan.fulfilment.facts import gather_facts
@@ -126,6 +127,34 @@ async def _search(tx: Tx, q: str, named: dict[str, Any]) -> list[tuple[Any, ...]
         return await tx.tuples(SEARCH_BY_ID, named | {"id": searched})
     escaped = text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
     return await tx.tuples(SEARCH_BY_TEXT, named | {"text": text, "pattern": f"%{escaped}%"})
+
+
+# The register, the longest waiting first.
+LIST_WAITING = """
+select u.payment_id, u.since from undelivered u
+where (u.since, u.payment_id) > (%(after)s, %(after_id)s) and (%(reason)s::text is null or u.reason = %(reason)s::text)
+  and (not %(unexplained)s::boolean or u.reason is null)
+order by u.since, u.payment_id limit %(limit)s
+"""
+
+FIRST = Cursor(datetime.fromisoformat("0001-01-02T00:00:00+00:00"), UUID(int=0))
+
+
+async def list_undelivered(tx: Tx, *, reason: str | None, cursor: str | None, limit: int) -> Page:
+    """A page of undelivered money, the longest waiting first; by a reason, stored or computed. Raises CursorInvalid."""
+    place = Cursor.decode(cursor) if cursor else FIRST
+    stored = reason if reason in Reason.__members__ else None
+    named = {"after": place.starts_at, "after_id": place.id, "reason": stored}
+    unexplained = reason is not None and stored is None
+    read = TECHNICAL_CANDIDATES_MAX if unexplained else limit
+    rows = await tx.tuples(LIST_WAITING, named | {"unexplained": unexplained, "limit": read + 1})
+    lines = {line.finding.payment_id: line for line in await list_lines(tx, [row[0] for row in rows[:read]])}
+    in_order = [lines[payment_id] for payment_id, _since in rows[:read]]
+    items = [line for line in in_order if reason is None or (line.finding.reason or "ON_ITS_WAY") == reason]
+    if len(items) > limit:
+        last = items[limit - 1]
+        return Page(items[:limit], Cursor(last.waiting_since or place.starts_at, last.finding.payment_id).encode())
+    return Page(items, Cursor(rows[read - 1][1], rows[read - 1][0]).encode() if len(rows) > read else None)
 
 
 # Names for some payments.
@@ -305,7 +334,8 @@ select at, kind, actor, said, subject from (
          l.id::text, 6, 0
   from dead_letters l where l.correlation_id in (select id::text from attempts) and l.resolved_at is not null
   union all
-  select g.at, 'by hand', g.actor, g.action || coalesce(': ' || g.note, ''), g.subject_id, 3, 0
+  select g.at, 'by hand', g.actor, g.action || coalesce(': ' || g.note, '') || coalesce('. ' || (g.after->>'did'), ''),
+         g.subject_id, 3, 0
   from audit_log g
   where g.subject_id in (
     select id::text from attempts union all select purchase_id::text from subject

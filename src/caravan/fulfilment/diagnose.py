@@ -173,15 +173,13 @@ def _explain_hop(facts: Facts, hop: Hop) -> Explanation:
     if facts.event_pending:
         return None, [f"{facts.event_type} is being said: {facts.consumer_group} goes on from here."], step
     if facts.dead_letter_id is not None:
-        return (
-            Technical.IN_DEAD_LETTERS,
-            [
-                f"{facts.consumer_group} gave the event up at {_time(facts.dead_letter_at)} after"
-                f" {facts.dead_letter_attempts} attempt(s): {facts.dead_letter_code}, {facts.dead_letter_error}"
-                f" (dead letter {facts.dead_letter_id})."
-            ],
-            step,
+        what = "gave the event up" if facts.dead_letter_parked else "gave up the event, since discarded by hand,"
+        said = (
+            f"{facts.consumer_group} {what} at {_time(facts.dead_letter_at)}"
+            f" after {facts.dead_letter_attempts} attempt(s):"
+            f" {facts.dead_letter_code}, {facts.dead_letter_error} (dead letter {facts.dead_letter_id})."
         )
+        return Technical.IN_DEAD_LETTERS, [said], step
     if facts.processed_event_id is not None:
         said = (
             f"{facts.consumer_group} marked {facts.event_type} {facts.processed_event_id} processed at"
@@ -281,7 +279,7 @@ def _action(facts: Facts, reason: str | None, step: Step | None) -> Action | Non
     if reason is None:
         return None
     payment = f"/api/v1/admin/payments/{facts.payment_id}"
-    if facts.dead_letter_id is not None and reason == Technical.IN_DEAD_LETTERS:
+    if facts.dead_letter_parked and reason == Technical.IN_DEAD_LETTERS:
         path = f"/api/v1/admin/dead-letters/{facts.dead_letter_id}/replay"
         return Action("replay", "Replay the event", "POST", path, dead_letter_id=facts.dead_letter_id)
     match reason:

@@ -72,6 +72,7 @@ class Facts:
     dead_letter_code: str | None
     dead_letter_error: str | None
     dead_letter_attempts: int | None
+    dead_letter_parked: bool | None  # False: discarded by somebody
     # the group of the hop
     workers_alive: int
     worker_seen_at: datetime | None
@@ -107,7 +108,7 @@ select p.id as payment_id, p.student_id, coalesce(f.course_id, c.course_id) as c
        extract(epoch from clock_timestamp() - e.occurred_at)::float8 as event_age_seconds,
        d.event_id as processed_event_id, d.processed_at,
        l.id as dead_letter_id, l.created_at as dead_letter_at, l.code as dead_letter_code, l.error as dead_letter_error,
-       l.attempts as dead_letter_attempts,
+       l.attempts as dead_letter_attempts, l.parked as dead_letter_parked,
        coalesce(g.workers_alive, 0) as workers_alive, g.worker_seen_at,
        w.name as failing_worker, w.failing_event_id, w.failing_since, w.last_error as failing_error
 from payments p
@@ -135,9 +136,10 @@ left join lateral (
   order by processed_at desc limit 1
 ) d on true
 left join lateral (
-  select id, created_at, code, error, attempts from dead_letters
-  where correlation_id = p.id::text and consumer_group = hop.consumer_group and status = 'parked'
-  order by (event_type = hop.event_type) desc, created_at desc limit 1
+  select id, created_at, code, error, attempts, status = 'parked' as parked from dead_letters
+  where correlation_id = p.id::text and consumer_group = hop.consumer_group
+    and (status = 'parked' or (status = 'discarded' and event_id = e.event_id))
+  order by parked desc, (event_type = hop.event_type) desc, created_at desc limit 1
 ) l on true
 left join group_state g on g.consumer_group = hop.consumer_group
 left join lateral (

@@ -30,14 +30,21 @@ page_actor = allow
 HOME: Final[dict[Role, str]] = {
     Role.STUDENT: "/home",
     Role.TRAINER: "/schedule",
-    Role.SUPPORT: "/console",
-    Role.ADMIN: "/console",
+    Role.SUPPORT: "/admin",
+    Role.ADMIN: "/admin",
 }
+CONSOLE: Final = (
+    ("/admin", "Overview"),
+    ("/admin/waiting", "Waiting"),
+    ("/admin/purchases", "Purchases"),
+    ("/admin/dead-letters", "Dead letters"),
+    ("/admin/workers", "Workers"),
+)
 MENU: Final[dict[Role, tuple[tuple[str, str], ...]]] = {
     Role.STUDENT: (("/home", "Home"), ("/courses", "Catalogue"), ("/learning", "Learning")),
     Role.TRAINER: (("/schedule", "My sessions"),),
-    Role.SUPPORT: (("/console", "Overview"), ("/console/purchases", "Purchases")),
-    Role.ADMIN: (("/console", "Overview"), ("/console/purchases", "Purchases")),
+    Role.SUPPORT: CONSOLE,
+    Role.ADMIN: CONSOLE,
 }
 
 environment = Environment(

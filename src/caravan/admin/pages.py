@@ -1,0 +1,376 @@
+"""The console: the operator's API as pages. A form does what the API's route of the same name does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+from datetime import date, timedelta
+from typing import Annotated, Any, Final
+from uuid import UUID
+
+from fastapi import APIRouter, Form, Query, Request, Response
+from fastapi.responses import RedirectResponse
+
+from caravan.admin import actions, purchases, wording
+from caravan.admin.overview import get_overview, sum_undelivered
+from caravan.admin.routes import SOURCE, Notice, Subscriptions, Write
+from caravan.db import Tx
+from caravan.deliveries import Stage
+from caravan.errors import Conflict, DomainError, Invalid
+from caravan.eventlog.dead_letters import list_dead_letters
+from caravan.eventlog.lag import list_lag
+from caravan.eventlog.workers import list_workers
+from caravan.payments.providers import list_providers
+from caravan.web.auth import Actor
+from caravan.web.deps import Db, SettingsDep
+from caravan.web.pages import environment, page_actor, render
+from caravan.web.policies import POLICIES, judge
+from caravan.web.schemas import QueryText
+
+PAGE_LINES: Final = 50
+UNCLAIMED_SHOWN: Final = 20
+CENTS: Final = re.compile(r"(\d{1,10})(?:\.(\d{2}))?")
+
+router = APIRouter(prefix="/admin", include_in_schema=False)
+Reader = Annotated[Actor, page_actor("admin:read")]
+Presser = Annotated[Actor, page_actor("admin:repair")]
+Text = Annotated[str, Form(max_length=2000)]
+Choice = Annotated[str, Query(pattern="^[A-Za-z_]{0,60}$")]
+Place = Annotated[str, Query(max_length=200)]
+
+environment.filters["reason"] = wording.reason_words
+
+
+class AmountUnreadable(Invalid):
+    """An amount is written like 1200 or 1200.50."""
+
+    code = "AMOUNT_UNREADABLE"
+
+
+class SessionsUnreadable(Invalid):
+    """Sessions are written as how many (2), or as their numbers (#29 #30)."""
+
+    code = "SESSIONS_UNREADABLE"
+
+
+class DateUnreadable(Invalid):
+    """A date is written like 2026-01-09."""
+
+    code = "DATE_UNREADABLE"
+
+
+class ChangedMeanwhile(Conflict):
+    """The payment has changed since this page was made: look at it again."""
+
+    code = "CHANGED_MEANWHILE"
+
+
+def show(request: Request, actor: Actor, template: str, *, status_code: int = 200, **context: Any) -> Response:
+    """A page of the console; its templates ask `may(action)` before they show a button."""
+
+    def may(action: str) -> bool:
+        return actor.role in POLICIES[action]
+
+    context |= {"may": may, "state": wording.state_sentence}
+    return render(request, actor, f"admin/{template}", status_code=status_code, **context)
+
+
+# ------------------------------------------------------------------ looking
+
+
+@router.get("")
+async def overview_page(request: Request, actor: Reader, db: Db, settings: SettingsDep) -> Response:
+    async with db.transaction(SOURCE, read_only=True) as tx:
+        seen = await get_overview(tx, unclaimed_after=timedelta(minutes=settings.unclaimed_minutes))
+        lags = await list_lag(tx)
+        letters = await list_dead_letters(tx, limit=100)
+        return show(
+            request,
+            actor,
+            "overview.html",
+            seen=seen,
+            lags=lags,
+            parked=len(letters),
+            unclaimed_shown=UNCLAIMED_SHOWN,
+            now=tx.now,
+        )
+
+
+@router.get("/waiting")
+async def waiting_page(request: Request, actor: Reader, db: Db, reason: Choice = "", cursor: Place = "") -> Response:
+    """Undelivered money by reason, each with the one button that moves it."""
+    async with db.transaction(SOURCE, read_only=True) as tx:
+        undelivered = await sum_undelivered(tx)
+        page = await purchases.list_undelivered(tx, reason=reason or None, cursor=cursor or None, limit=PAGE_LINES)
+        return show(request, actor, "waiting.html", page=page, reason=reason, undelivered=undelivered, now=tx.now)
+
+
+@router.get("/purchases")
+async def purchases_page(
+    request: Request, actor: Reader, db: Db, q: QueryText = "", stage: Choice = "", cursor: Place = ""
+) -> Response:
+    chosen = Stage(stage) if stage in {*Stage} else None
+    async with db.transaction(SOURCE, read_only=True) as tx:
+        page = await purchases.list_purchases(
+            tx, stage=chosen, reason=None, q=q.strip() or None, cursor=cursor or None, limit=PAGE_LINES
+        )
+        return show(
+            request, actor, "purchases.html", page=page, q=q, stage=chosen or "", stages=list(Stage), now=tx.now
+        )
+
+
+@router.get("/purchases/{some_id}")
+async def purchase_page(request: Request, some_id: UUID, actor: Reader, db: Db, done: Choice = "") -> Response:
+    return await _purchase(request, actor, db, some_id, done=done)
+
+
+async def _purchase(
+    request: Request, actor: Actor, db: Db, some_id: UUID, *, done: str = "", problem: DomainError | None = None
+) -> Response:
+    async with db.transaction(SOURCE, read_only=True) as tx:
+        detail = await purchases.get_detail(tx, some_id)
+        by_hand = [moment for moment in detail.timeline if moment.kind == "by hand"]
+        return show(
+            request,
+            actor,
+            "purchase.html",
+            status_code=problem.status if problem else 200,
+            detail=detail,
+            line=detail.line,
+            finding=detail.line.finding,
+            done=by_hand[-1].said if done and by_hand else "",
+            problem=problem.detail if problem else "",
+            now=tx.now,
+        )
+
+
+@router.get("/dead-letters")
+async def dead_letters_page(request: Request, actor: Reader, db: Db) -> Response:
+    return await _dead_letters(request, actor, db)
+
+
+async def _dead_letters(request: Request, actor: Actor, db: Db, problem: DomainError | None = None) -> Response:
+    async with db.transaction(SOURCE, read_only=True) as tx:
+        parked = await list_dead_letters(tx, limit=PAGE_LINES)
+        resolved = [letter for letter in await list_dead_letters(tx, status=None) if letter.status != "parked"]
+    return show(
+        request,
+        actor,
+        "dead_letters.html",
+        status_code=problem.status if problem else 200,
+        parked=parked,
+        resolved=resolved,
+        problem=problem.detail if problem else "",
+    )
+
+
+@router.get("/workers")
+async def workers_page(request: Request, actor: Reader, db: Db) -> Response:
+    async with db.transaction(SOURCE, read_only=True) as tx:
+        return show(request, actor, "workers.html", lags=await list_lag(tx), workers=await list_workers(tx), now=tx.now)
+
+
+# ------------------------------------------------------------------ pressing
+
+
+@router.post("/payments/{payment_id}/{button}")
+async def press(
+    request: Request,
+    payment_id: UUID,
+    button: str,
+    actor: Presser,
+    db: Db,
+    write: Write,
+    settings: SettingsDep,
+    subscriptions: Subscriptions,
+    notice: Notice,
+    note: Text = "",
+    amount: Text = "",
+    sessions: Text = "",
+    as_coins: Text = "",
+    refunded_cents: Text = "",
+    session_count: Text = "",
+    time_slot: Text = "",
+    start_date: Text = "",
+) -> Response:
+    """One of the buttons of a payment; the page again, with what was done or why not."""
+    needed = BUTTONS.get(button)
+    if needed is None:
+        raise NoSuchButton
+    judge(actor, needed)
+    try:
+        starts = _read_date(start_date)
+        cents, taken = _read_cents(amount), _read_sessions(sessions)
+        count = _read_count(session_count)
+
+        async def work(tx: Tx) -> Any:
+            match button:
+                case "repair":
+                    return await actions.repair(tx, actor, payment_id, note, subscriptions=subscriptions, notice=notice)
+                case "refund":
+                    await _refuse_stale(tx, payment_id, refunded_cents)
+                    return await actions.refund(
+                        tx,
+                        actor,
+                        payment_id,
+                        note,
+                        providers=list_providers(settings),
+                        amount_cents=cents,
+                        sessions=taken,
+                        as_coins=settings.coin_value_cents if as_coins else None,
+                    )
+                case "accept":
+                    return await actions.accept(tx, actor, payment_id, note)
+                case "hold":
+                    return await actions.hold(tx, actor, payment_id, note)
+                case "release":
+                    return await actions.release(tx, actor, payment_id, note, notice=notice)
+                case "mend_payment":
+                    return await actions.mend_payment(
+                        tx,
+                        actor,
+                        payment_id,
+                        note,
+                        session_count=count,
+                        time_slot=time_slot.strip() or None,
+                        start_date=starts,
+                    )
+                case _:
+                    return await _mend_purchase(tx, actor, payment_id, note, time_slot, starts, notice)
+
+        await write(work)
+    except DomainError as problem:
+        if problem.status == 404:
+            raise
+        return await _purchase(request, actor, db, payment_id, problem=problem)
+    return RedirectResponse(f"/admin/purchases/{payment_id}?done={button}", status_code=303)
+
+
+class NoSuchButton(DomainError):
+    """There is no such button."""
+
+    code = "NOT_FOUND"
+    status = 404
+
+
+# What each button needs, as the API's routes do.
+BUTTONS: Final = {
+    "repair": "admin:repair",
+    "refund": "admin:money",
+    "accept": "admin:money",
+    "hold": "admin:mend",
+    "release": "admin:mend",
+    "mend_payment": "admin:mend",
+    "mend_purchase": "admin:mend",
+}
+
+GET_REFUNDED = "select refunded_cents from payments where id = %(payment_id)s for update"
+
+
+async def _refuse_stale(tx: Tx, payment_id: UUID, refunded_cents: str) -> None:
+    """A form sent twice must not give a part back twice."""
+    if str(await tx.value(GET_REFUNDED, {"payment_id": payment_id})) != refunded_cents:
+        raise ChangedMeanwhile
+
+
+async def _mend_purchase(
+    tx: Tx, actor: Actor, payment_id: UUID, note: str, time_slot: str, start_date: date | None, notice: timedelta
+) -> None:
+    detail = await purchases.get_detail(tx, payment_id)
+    await actions.mend_purchase(
+        tx,
+        actor,
+        detail.line.finding.purchase_id or payment_id,
+        note,
+        time_slot=time_slot.strip() or None,
+        start_date=start_date,
+        notice=notice,
+    )
+
+
+@router.post("/dead-letters/{dead_letter_id}/replay")
+async def press_replay(
+    request: Request,
+    dead_letter_id: UUID,
+    actor: Presser,
+    db: Db,
+    write: Write,
+    subscriptions: Subscriptions,
+    note: Text = "",
+) -> Response:
+    async def work(tx: Tx) -> Any:
+        return await actions.replay(tx, actor, dead_letter_id, note, subscriptions=subscriptions)
+
+    return await _resolve(request, actor, db, write, work)
+
+
+@router.post("/dead-letters/{dead_letter_id}/discard")
+async def press_discard(
+    request: Request,
+    dead_letter_id: UUID,
+    actor: Annotated[Actor, page_actor("admin:discard")],
+    db: Db,
+    write: Write,
+    note: Text = "",
+) -> Response:
+    async def work(tx: Tx) -> Any:
+        return await actions.discard(tx, actor, dead_letter_id, note)
+
+    return await _resolve(request, actor, db, write, work)
+
+
+async def _resolve(
+    request: Request, actor: Actor, db: Db, write: Write, work: Callable[[Tx], Awaitable[Any]]
+) -> Response:
+    try:
+        await write(work)
+    except DomainError as problem:
+        return await _dead_letters(request, actor, db, problem)
+    return RedirectResponse("/admin/dead-letters", status_code=303)
+
+
+# ------------------------------------------------------------------ what people type
+
+
+def _read_cents(text: str) -> int | None:
+    """`1200` or `1,200.50` of the currency's unit; None for nothing."""
+    text = text.strip().replace(",", "")
+    if not text:
+        return None
+    match = CENTS.fullmatch(text)
+    if match is None:
+        raise AmountUnreadable
+    return int(match[1]) * 100 + int(match[2] or 0)
+
+
+def _read_sessions(text: str) -> list[int] | int | None:
+    """`2` is how many, `#29 #30` are which."""
+    words = text.replace(",", " ").split()
+    if not words:
+        return None
+    if len(words) == 1 and words[0].isascii() and words[0].isdecimal() and len(words[0]) <= 3:
+        return int(words[0])
+    if not all(re.fullmatch(r"#\d{1,3}", word, re.ASCII) for word in words):
+        raise SessionsUnreadable
+    return [int(word[1:]) for word in words]
+
+
+def _read_count(text: str) -> int | None:
+    text = text.strip()
+    if not text:
+        return None
+    if not re.fullmatch(r"\d{1,3}", text, re.ASCII) or not 1 <= int(text) <= 400:
+        raise SessionsUnreadable("The number of sessions is between 1 and 400.")
+    return int(text)
+
+
+def _read_date(text: str) -> date | None:
+    text = text.strip()
+    if not text:
+        return None
+    if not re.fullmatch(r"\d{4}-\d{2}-\d{2}", text, re.ASCII):
+        raise DateUnreadable
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise DateUnreadable from None
