@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg import sql
 from psycopg.rows import scalar_row
-from psycopg_pool import AsyncConnectionPool
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from caravan.db.tx import Tx
 from caravan.errors import is_transient
@@ -24,6 +24,7 @@ IDLE_IN_TRANSACTION_SECONDS = 8
 STATEMENT_TIMEOUT_SECONDS = 30
 LOCK_TIMEOUT_SECONDS = 10
 TRANSACT_ATTEMPTS = 8
+POOL_TIMEOUT_SECONDS = 5.0  # then the answer is 503 TRY_AGAIN
 
 # One round trip opens the transaction, bounds it and tells its instant. SET LOCAL only: safe behind a pooler.
 BOUNDS_AND_INSTANT = sql.SQL(
@@ -57,7 +58,7 @@ class Database:
             max_size=max_connections,
             max_idle=60,
             open=False,
-            timeout=10,
+            timeout=POOL_TIMEOUT_SECONDS,
             # Statements are prepared on the server after their fifth use; a pooler in transaction mode is told apart
             # by its own setting (max_prepared_statements), see docs/architecture.md.
             kwargs={"autocommit": True, "application_name": "caravan"},
@@ -105,7 +106,8 @@ class Database:
                 async with self.transaction(source) as tx:
                     return await work(tx)
             except Exception as error:
-                if attempt == TRANSACT_ATTEMPTS or not is_transient(error):
+                # Who waited in vain for a connection has waited long enough.
+                if attempt == TRANSACT_ATTEMPTS or isinstance(error, PoolTimeout) or not is_transient(error):
                     raise
                 await asyncio.sleep(random.uniform(0, min(1.0, 0.01 * 2**attempt)))  # noqa: S311 - jitter
         raise AssertionError("unreachable")
