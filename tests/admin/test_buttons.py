@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 from uuid import UUID
 
@@ -23,7 +24,7 @@ async def test_repair_says_what_it_did(desk: Desk) -> None:
     first, second = await desk.audit()
     assert (first["action"], first["actor"], first["note"]) == ("repair", "asha@example.com", "by a test")
     assert (first["before"]["stage"], first["after"]["stage"]) == ("paid", "purchased")
-    assert second["before"] == second["after"]
+    assert second["after"] == second["before"] | {"did": "Delivered: nothing to do."}
     assert await desk.shop.violations() == []
 
 
@@ -301,3 +302,54 @@ async def test_others_have_no_business_here(desk: Desk, role: Role) -> None:
     for path in ("overview", "diagnose", "purchases", "allocations", "dead-letters", "workers", "lag"):
         assert await stranger.refused("GET", path) == (403, "NOT_ALLOWED")
     assert await stranger.refused("POST", f"payments/{new_id()}/refund", NOTE) == (403, "NOT_ALLOWED")
+
+
+@pytest.mark.parametrize("date", ["0001-01-01", "9999-12-31", "2026-02-30", "tomorrow", "", 5])
+@pytest.mark.parametrize("slot", ["6:00 AM", "25:00", "", "6:00 AM\x00", "🕕"])
+async def test_odd_dates_and_slots_are_refused_not_crashed_on(desk: Desk, date: object, slot: str) -> None:
+    _payment, purchase = await purchase_without_trainer(desk)
+    body = {"timeSlot": slot, "startDate": date, "note": "odd"}
+    for method, path, more in [
+        ("PATCH", f"purchases/{purchase}", {}),
+        ("POST", "allocations/auto-assign", {"purchaseId": purchase}),
+    ]:
+        answer = await desk.ask(method, path, body | more)
+        assert answer.status_code in (200, 409, 422), answer.text
+
+
+@pytest.mark.parametrize("date", ["0001-01-01", "9999-12-31"])
+async def test_an_odd_start_of_imported_money_waits(desk: Desk, date: str) -> None:
+    payment = await desk.shop.bought()
+    await desk.shop.run("update checkouts set start_date = null, slot_start = null")
+    await desk.shop.run("update payments set metadata = metadata - 'startDate' - 'timeSlot'")
+    await desk.shop.work()
+    assert (await desk.diagnosis(payment))["reason"] == "INVALID_SCHEDULE"
+    answer = await desk.ask("PATCH", f"payments/{payment}", NOTE | {"startDate": date, "timeSlot": "6 AM"})
+    assert answer.status_code in (200, 422), answer.text
+    await desk.shop.work()
+    assert await desk.shop.violations() == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"amountCents": -1}, {"amountCents": 1.5}, {"amountCents": "100"}, {"amountCents": 10**15}, {"sessions": -1},
+        {"sessions": [0]}, {"sessions": [1, 1], "amountCents": 5}, {"sessions": ["1"]}, {"asCoins": "yes"},
+        {"asCoins": True, "amountCents": 5}, {"amountCents": 360001}, {"amountCents": 0},
+        {"amountCents": 5, "sessions": 31}, {"note": "x" * 2001}, [], "text", 5,
+    ],
+)  # fmt: skip
+async def test_odd_refunds_are_refused(desk: Desk, body: object) -> None:
+    payment = await desk.shop.bought()
+    asked = {**NOTE, **body} if isinstance(body, dict) else body
+    status, _code = await desk.refused("POST", f"payments/{payment}/refund", asked)
+    assert status == 422
+    assert (await desk.diagnosis(payment))["stage"] == "paid"
+
+
+async def test_two_presses_at_once_do_one_step_each(desk: Desk) -> None:
+    payment = await desk.shop.bought()
+    answers = await asyncio.gather(*(desk.do("POST", f"payments/{payment}/repair", NOTE) for _ in range(4)))
+    assert sorted(answer["stageBefore"] for answer in answers) == ["allocated", "paid", "purchased", "scheduled"]
+    assert await desk.shop.violations() == []
+    assert len(await desk.audit()) == 4

@@ -54,7 +54,7 @@ async def test_each_press_does_one_step_until_it_is_delivered(db: Database) -> N
     assert "3 scheduled" in third.did
     fourth = await repaired(db, road)
     assert (fourth.step, fourth.stage) == (None, "scheduled")
-    assert fourth.did.startswith("Nothing to do")
+    assert fourth.did == "Delivered: nothing to do."
     assert await violations(db) == []
     await drain(db, SUBSCRIPTIONS)
     assert await violations(db) == []

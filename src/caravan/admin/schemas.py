@@ -18,6 +18,7 @@ from caravan.web.schemas import CalendarDate, In, Note, Out
 SessionCount = Annotated[int, Field(strict=True, ge=1, le=400)]
 TimeSlot = Annotated[str, Field(max_length=100)]
 SLOT_NAMES = AliasChoices("timeSlot", "preferredTimeSlot", "time_slot")
+UNCLAIMED_ITEMS_MAX = 100
 DATE_NAMES = AliasChoices("startDate", "date", "preferredDate", "start_date")
 
 
@@ -395,6 +396,8 @@ class UnclaimedItemOut(Out):
 
 
 class UnclaimedOut(Out):
+    """`items` are the oldest ones."""
+
     count: int
     amount_cents: int
     items: list[UnclaimedItemOut]
@@ -416,10 +419,13 @@ class OverviewOut(Out):
 
     @staticmethod
     def of(seen: overview.Overview) -> OverviewOut:
-        items = [UnclaimedItemOut.model_validate(item, from_attributes=True) for item in seen.unclaimed]
+        money = seen.unclaimed
+        items = [UnclaimedItemOut.model_validate(item, from_attributes=True) for item in money[:UNCLAIMED_ITEMS_MAX]]
         return OverviewOut(
             undelivered=UndeliveredOut.model_validate(seen.undelivered, from_attributes=True),
-            unclaimed=UnclaimedOut(count=len(items), amount_cents=sum(i.amount_cents for i in items), items=items),
+            unclaimed=UnclaimedOut(
+                count=len(money), amount_cents=sum(each.amount_cents for each in money), items=items
+            ),
             funnel={
                 "lastDay": FunnelOut.model_validate(seen.last_day, from_attributes=True),
                 "lastWeek": FunnelOut.model_validate(seen.last_week, from_attributes=True),

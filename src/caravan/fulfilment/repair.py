@@ -98,7 +98,7 @@ async def repair(
         raise OperatorMustDecide(str(before.reason))
     step: str | None = before.step
     if step is None:
-        did = f"Nothing to do: {before.evidence[-1]}"
+        did = before.evidence[-1]
     elif before.reason == Technical.IN_DEAD_LETTERS and facts.dead_letter_parked and facts.dead_letter_id:
         step = "replay"
         await replay(tx, facts.dead_letter_id, subscriptions, by=by, note=note)
@@ -169,9 +169,16 @@ async def run_step(tx: Tx, step: Step, payment_ids: Sequence[UUID], *, notice: t
             await _close(tx, ids, notice)
 
 
+# Captured money of which nobody has decided whether it pays its checkout.
+UNSETTLED = """
+select p.id from payments p join checkouts c on c.id = p.checkout_id
+where p.id = any(%(payment_ids)b::uuid[]) and c.paid_by is null order by p.id
+"""
+
+
 async def _create_purchases(tx: Tx, payment_ids: Sequence[UUID]) -> None:
-    for payment_id in payment_ids:
-        await settle_captured(tx, payment_id)  # money whose checkout nobody has settled yet can't buy it
+    for payment_id in await tx.values(UNSETTLED, {"payment_ids": list(payment_ids)}):
+        await settle_captured(tx, payment_id)
     await create_purchases(tx, payment_ids)
 
 
