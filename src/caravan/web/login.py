@@ -12,8 +12,8 @@ from datetime import datetime, timedelta
 from typing import Annotated, Final
 from uuid import UUID
 
-from fastapi import Request
 from pydantic import Field
+from starlette.requests import Request
 
 from caravan.db import Database, Tx
 from caravan.db.tx import Row
