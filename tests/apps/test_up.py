@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from caravan.apps.children import BACKOFF_SECONDS_MAX, Child
@@ -181,3 +182,21 @@ def test_only_repeated_quick_crashes_are_made_to_wait() -> None:
 
     assert pauses[:5] == [0, 0, 0, 1, 2]
     assert pauses[-1] == BACKOFF_SECONDS_MAX
+
+
+def test_the_demo_leaves_somebodys_own_data_alone(start: Start, data_dir: Path) -> None:
+    up = start().wait_ready()
+    with psycopg.connect(EmbeddedPostgres(data_dir).url) as connection:
+        connection.execute(
+            "insert into courses (id, title, category, session_minutes) values (gen_random_uuid(), 'X', 'Y', 60)"
+        )
+    up.stop()
+
+    refused = caravan("up", "--demo", "--data", data_dir, "--port", free_port())
+
+    assert refused.returncode == 1
+    assert refused.stderr == (
+        "caravan: The services did not start: This database has data of its own: leave out --demo,"
+        " or choose another with --data.\n"
+    )
+    assert not (data_dir / "demo.json").exists()

@@ -74,7 +74,12 @@ async def _main(run: Run) -> None:
     if order is None:
         return
     stopped.cancel()
-    await run(line, Settings.model_validate(order["settings"]), order)
+    try:
+        await run(line, Settings.model_validate(order["settings"]), order)
+    except Exception as error:
+        first_error = leaves(error)[0]
+        line.answer(order, ok=False, error=str(first_error) or type(first_error).__name__)  # of a start that failed
+        raise
 
 
 def main() -> int:

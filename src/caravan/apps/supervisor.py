@@ -139,7 +139,7 @@ class Supervisor:
             await self._begin_workers()
             await self._begin_web()
         except ChildFailed as error:
-            raise UpRefused(f"The services did not start ({error}){self._see_log()}.") from None
+            raise UpRefused(f"The services did not start: {error}{self._see_log()}") from None
         await self._open_door()
         await self._wait_until_ready()
         self.progress.done("four workers, the reconciler and the web are up")
@@ -186,7 +186,7 @@ class Supervisor:
             if status == 200:
                 return
             if self.web.pid is None or self.workers.pid is None or time.monotonic() > deadline:
-                raise UpRefused(f"The services do not get ready ({problems}){self._see_log()}.")
+                raise UpRefused(f"The services do not get ready: {problems}{self._see_log()}")
             await asyncio.sleep(READY_POLL_SECONDS)
 
     # -------------------------------------------------------------- the door
@@ -256,7 +256,7 @@ class Supervisor:
         return found
 
     def _see_log(self) -> str:
-        return f": see {self.folder.log}" if self._log_fd is not None else ""
+        return f" (see {self.folder.log})" if self._log_fd is not None else ""
 
 
 async def _get_readyz(host: str, port: int) -> tuple[int, str]:
