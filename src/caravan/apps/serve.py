@@ -12,6 +12,7 @@ import uvloop
 
 from caravan import telemetry
 from caravan.apps.bootstrap import Platform, open_platform
+from caravan.apps.line import leaves
 from caravan.apps.services import SERVICES
 from caravan.db.migrate import SchemaProblem
 from caravan.errors import DomainError
@@ -29,8 +30,6 @@ def serve(settings: Settings, name: str) -> int:
         print(f"caravan: {name} cannot start: {_first_line(error)}", file=sys.stderr)  # noqa: T201 - its one line
         return 1
     except Exception as error:
-        from caravan.apps.child import leaves
-
         for inner in leaves(error):
             log.error(f"{name} ends: {type(inner).__name__}: {inner}", exc_info=inner)
         return 1

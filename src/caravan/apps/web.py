@@ -16,8 +16,8 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from caravan.apps.bootstrap import Platform, open_platform
-from caravan.apps.child import Line, Order
 from caravan.apps.health import check_ready, render_metrics
+from caravan.apps.line import Line, Order
 from caravan.apps.services import SERVICES, WEB, WORKERS
 from caravan.apps.subscriptions import BY_GROUP
 from caravan.db import Database

@@ -9,7 +9,7 @@ from types import TracebackType
 import structlog
 
 from caravan.apps.bootstrap import Platform, open_platform, worker_name
-from caravan.apps.child import Line, Order
+from caravan.apps.line import Line, Order
 from caravan.apps.subscriptions import SUBSCRIPTIONS
 from caravan.eventlog.consumer import Consumer
 from caravan.eventlog.subscription import Subscription
