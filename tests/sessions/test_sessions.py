@@ -31,6 +31,7 @@ from caravan.sessions.operations import (
     Outcome,
     SessionCancelled,
     SessionNotBegun,
+    SessionsAllCounted,
     mark_session,
     sync_sessions,
 )
@@ -273,6 +274,46 @@ async def test_a_full_refund_keeps_what_was_held(db: Database) -> None:
         assert await tx.tuples("select live, cardinality(starts) from bookings") == [(True, 4)]
 
 
+async def test_a_refund_takes_begun_sessions_only_where_named_or_nothing_else_is_left(db: Database) -> None:
+    async with db.transaction() as tx:
+        made = await delivered(tx)
+        await pass_by(tx, made, 8)
+        await mark_session(tx, made.purchase, 1, "completed")
+        await hear_everywhere(tx, await a_refund(tx, made.payment, seqs=[3]), (0, 1, 2))
+        await hear_everywhere(tx, await a_refund(tx, made.payment, sessions=3), (0, 1, 2))
+        found = await statuses(tx, made)
+        assert [n for n, status in enumerate(found, start=1) if status == "cancelled"] == [3, 8, 9, 10]
+        assert (await adds_up(tx, made))["scheduled"] == 5
+        with pytest.raises(SessionCancelled):
+            await mark_session(tx, made.purchase, 3, "completed")
+
+
+async def test_a_refunded_absence_cannot_become_held_later(db: Database) -> None:
+    async with db.transaction() as tx:
+        made = await delivered(tx)
+        await pass_by(tx, made, 10)
+        for seq in range(1, 10):
+            await mark_session(tx, made.purchase, seq, "completed")
+        await mark_session(tx, made.purchase, 10, "trainer_absent")
+        await hear_everywhere(tx, await a_refund(tx, made.payment, sessions=1), (0, 1, 2))
+    with pytest.raises(SessionsAllCounted):
+        async with db.transaction() as tx:
+            await mark_session(tx, made.purchase, 10, "completed")
+
+
+async def test_a_rest_that_is_refunded_while_it_waits_waits_no_longer(db: Database) -> None:
+    async with db.transaction() as tx:
+        made = await delivered(tx)
+        await pass_by(tx, made, 4)
+        await leave(tx, made)
+        assert await tx.value("select status from trainer_allocations order by id desc limit 1") == "waiting"
+        await hear_everywhere(tx, await a_refund(tx, made.payment, sessions=6), (0, 1, 2))
+        row = await adds_up(tx, made)
+        assert (row["scheduled"], row["owed"], row["trainer_id"]) == (4, 0, made.trainer)
+        assert not await undelivered(tx, made)
+        assert await tx.values("select status from trainer_allocations order by id") == ["cancelled", "approved"]
+
+
 # --- absences and make-ups ---
 
 
@@ -451,14 +492,6 @@ async def test_the_rest_goes_around_a_substitutes_session_not_behind_it(db: Data
         assert rows[0][0] <= before[1]  # the pattern's next slot, not the first after the make-up
         assert rows[-1][0] == before[-1]
         await adds_up(tx, made)
-
-
-async def test_a_session_that_began_is_never_cancelled(db: Database) -> None:
-    async with db.transaction() as tx:
-        made = await delivered(tx)
-        await pass_by(tx, made, 2)
-        await tx.execute("update bookings set live = false")
-        assert (await sync_sessions(tx, [made.purchase])).cancelled == {made.purchase: list(range(3, 11))}
 
 
 async def test_slots_that_began_unnumbered_stay_owed_and_are_made_up(db: Database) -> None:

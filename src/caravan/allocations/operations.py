@@ -154,6 +154,14 @@ async def _give_back(tx: Tx, cases: Sequence[_Case]) -> None:
         if plan.over or not state.active:
             outcome.action = "completed" if status == "completed" else "ended"
     await store.mark_allocations(tx, statuses)
+    await store.hand_over(
+        tx,
+        [
+            case.state.purchase_id
+            for case in cases
+            if case.state.allocation_status == "waiting" and not case.plan.wanted and not case.plan.over
+        ],
+    )
     left = [case.state for case in cases if case.plan.left]
     await deliveries.open_deliveries(
         tx, [case.state.payment_id for case in cases if case.plan.wanted and not case.state.registered]

@@ -15,7 +15,7 @@ class State:
     """A purchase as the tables have it, once it is locked.
 
     `refunded`: sessions taken away by refunds; `refunded_seqs`: which, where they were numbered. `done`: completed, or
-    missed by the student. `begun`: scheduled, began, and nobody has said how it went. `numbered`: all sessions ever.
+    missed by the student. `numbered`: all sessions ever.
     """
 
     purchase_id: UUID
@@ -44,7 +44,6 @@ class State:
     booked: bool
     numbered: int
     done: int
-    begun: int
 
     @property
     def pattern(self) -> Pattern:
@@ -59,12 +58,16 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Time to come that is booked for a purchase, and the number of its session if it has one yet."""
+    """Booked time whose outcome is open: it is to come, or it has begun and nobody has said how it went.
+
+    `seq`: the number of its session, if it has one yet.
+    """
 
     purchase_id: UUID
     booking_id: UUID
     trainer_active: bool
     starts_at: datetime
+    begun: bool
     seq: int | None
 
 
@@ -83,22 +86,23 @@ class Plan:
 
 
 def make_plan(state: State, slots: list[Slot]) -> Plan:
-    """`slots` in the order of time. Slots of trainers who left go back first, then what a refund took away."""
+    """Time of trainers who left goes back first, then what refunds took away; what is missing then is wanted."""
+    to_come = [slot for slot in slots if not slot.begun]
     if not state.active:
-        return Plan(over=True, left=False, give_back=slots, wanted=0, kept=[])
-    kept = [slot for slot in slots if slot.trainer_active]
-    give_back = [slot for slot in slots if not slot.trainer_active]
+        return Plan(over=True, left=False, give_back=to_come, wanted=0, kept=[])
+    give_back = [slot for slot in to_come if not slot.trainer_active]
+    kept = [slot for slot in slots if slot not in give_back]
     left = bool(give_back)
-    owed = state.tier - state.refunded - state.done - state.begun
+    owed = state.tier - state.refunded - state.done
     surplus = len(kept) - owed
     if surplus > 0:
-        # The named sessions first, then from the end.
+        # The named sessions first, then from the end; one that has begun only where nothing else is left to take.
         named = set(state.refunded_seqs)
-        trimmed = sorted(kept, key=lambda slot: (slot.seq not in named, -slot.starts_at.timestamp()))[:surplus]
-        give_back += trimmed
-        kept = [slot for slot in kept if slot not in trimmed]
+        kept.sort(key=lambda slot: (slot.seq not in named, slot.begun, -slot.starts_at.timestamp()))
+        give_back += kept[:surplus]
+        kept = kept[surplus:]
     return Plan(
-        over=owed <= 0 and state.begun == 0,
+        over=owed <= 0,
         left=left and surplus < 0,
         give_back=give_back,
         wanted=max(0, -surplus),

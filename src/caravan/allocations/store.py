@@ -40,7 +40,7 @@ select pu.id as purchase_id, pu.payment_id, pu.student_id, pu.course_id, pu.purc
   pu.timezone, pu.slot_start, pu.start_date, coalesce(s.latitude is not null, false) as located,
   u.payment_id is not null as registered, coalesce(u.held, false) as held, u.reason, u.since as waiting_since,
   a.id as allocation_id, a.status as allocation_status, a.trainer_id, tr.active as trainer_active,
-  exists (select from bookings b where b.purchase_id = pu.id and b.live) as booked, t.numbered, t.done, t.begun
+  exists (select from bookings b where b.purchase_id = pu.id and b.live) as booked, t.numbered, t.done
 from student_course_purchases pu
 join payments p on p.id = pu.payment_id
 left join undelivered u on u.payment_id = pu.payment_id
@@ -52,8 +52,7 @@ cross join lateral (
     array(select unnest(session_seqs)::int from refunds where payment_id = pu.payment_id) as seqs
   from refunds where payment_id = pu.payment_id) r
 cross join lateral (
-  select count(*) as numbered, count(*) filter (where status in ('completed', 'student_absent')) as done,
-    count(*) filter (where status = 'scheduled' and starts_at <= %(now)s) as begun
+  select count(*) as numbered, count(*) filter (where status in ('completed', 'student_absent')) as done
   from tutoring_sessions where purchase_id = pu.id) t
 where pu.id = any(%(purchase_ids)b::uuid[])
 order by u.since, pu.id
@@ -62,18 +61,20 @@ order by u.since, pu.id
 
 async def list_states(tx: Tx, purchase_ids: Sequence[UUID]) -> list[State]:
     """The purchases that exist, the longest waiting first."""
-    return await tx.all(LIST_STATES, {"purchase_ids": list(purchase_ids), "now": tx.now}, into=State)
+    return await tx.all(LIST_STATES, {"purchase_ids": list(purchase_ids)}, into=State)
 
 
-# Time to come that is booked: numbered as a scheduled session, or not numbered yet. What began unnumbered was missed.
+# Booked time whose outcome is open: a scheduled session, or to come and not numbered yet. (What began without a number
+# was missed by everybody.)
 LIST_SLOTS = """
-select b.purchase_id, b.id as booking_id, t.active as trainer_active, slot as starts_at, s.seq
+select b.purchase_id, b.id as booking_id, t.active as trainer_active, slot as starts_at, slot <= %(now)s as begun,
+  s.seq
 from bookings b
 join trainers t on t.id = b.trainer_id
 cross join lateral unnest(b.starts) slot
 left join tutoring_sessions s on s.purchase_id = b.purchase_id and s.booking_id = b.id and s.starts_at = slot
-where b.purchase_id = any(%(purchase_ids)b::uuid[]) and b.live and slot > %(now)s
-  and (s.status is null or s.status = 'scheduled')
+where b.purchase_id = any(%(purchase_ids)b::uuid[]) and b.live
+  and (s.status = 'scheduled' or s.status is null and slot > %(now)s)
 order by b.purchase_id, slot
 """
 
@@ -287,6 +288,21 @@ async def mark_allocations(tx: Tx, statuses: Mapping[UUID, str]) -> None:
     """Let allocations end (`cancelled`, `completed`) or go on (`approved`)."""
     if statuses:
         await tx.execute(MARK_ALLOCATIONS, {"ids": list(statuses), "statuses": list(statuses.values()), "now": tx.now})
+
+
+# A rest that waited for a trainer until refunds took it: what is still to come is with who has the last of it.
+HAND_OVER = """
+update trainer_allocations a set status = 'approved', booking_id = b.id, trainer_id = b.trainer_id, updated_at = %(now)s
+from (select distinct on (purchase_id) purchase_id, id, trainer_id from bookings
+      where purchase_id = any(%(purchase_ids)b::uuid[]) and live
+      order by purchase_id, starts[cardinality(starts)] desc) b
+where a.purchase_id = b.purchase_id and a.status = 'waiting'
+"""
+
+
+async def hand_over(tx: Tx, purchase_ids: Sequence[UUID]) -> None:
+    if purchase_ids:
+        await tx.execute(HAND_OVER, {"purchase_ids": list(purchase_ids), "now": tx.now})
 
 
 @dataclass(frozen=True, slots=True)

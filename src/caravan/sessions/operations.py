@@ -40,6 +40,12 @@ class SessionCancelled(Conflict):
     code = "SESSION_CANCELLED"
 
 
+class SessionsAllCounted(Conflict):
+    """All sessions that were bought are held or refunded: this one can't count as held too."""
+
+    code = "SESSIONS_ALL_COUNTED"
+
+
 @dataclass(slots=True)
 class Synced:
     """What happened, by purchase. A purchase that does not exist is in none, one without change only in `owed`."""
@@ -114,7 +120,7 @@ async def mark_session(tx: Tx, purchase_id: UUID, seq: int, status: Outcome) -> 
     """Note how a session went; a later word replaces an earlier one. A trainer's absence makes one owed again.
 
     The caller, or whoever hears SESSION_CHANGED, settles the allocation next. Raises NoSuchSession, SessionNotBegun,
-    SessionCancelled.
+    SessionCancelled, SessionsAllCounted.
     """
     await store.lock_purchases(tx, [purchase_id])
     session = await store.find_session(tx, purchase_id, seq)
@@ -128,5 +134,7 @@ async def mark_session(tx: Tx, purchase_id: UUID, seq: int, status: Outcome) -> 
         return
     await store.mark_session(tx, purchase_id, seq, status)
     accounts = await store.list_accounts(tx, [purchase_id])
+    if status != "trainer_absent" and any(account.excess > 0 for account in accounts):
+        raise SessionsAllCounted
     outbox.append(tx, [SessionChanged(**_names(account), seqs=(seq,), status=status) for account in accounts])
     await _register(tx, accounts, {a.purchase_id: a.owed if a.active else 0 for a in accounts})

@@ -26,7 +26,10 @@ async def lock_purchases(tx: Tx, purchase_ids: Sequence[UUID]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """How a purchase's sessions add up: `owed` is what is neither done, scheduled nor refunded."""
+    """How a purchase's sessions add up: `owed` is what is neither done, scheduled nor refunded.
+
+    `excess`: how many more are done and refunded than were bought; never more than 0 unless somebody is wrong.
+    """
 
     purchase_id: UUID
     payment_id: UUID
@@ -35,6 +38,7 @@ class Account:
     active: bool
     held: bool
     owed: int
+    excess: int
 
 
 # Refunds are read from where they are decided, so it does not matter whether the purchase has heard of them already.
@@ -42,14 +46,18 @@ LIST_ACCOUNTS = """
 select pu.id as purchase_id, pu.payment_id, pu.student_id, pu.course_id,
   pu.is_active and p.status <> 'refunded' as active,
   coalesce(u.held, false) as held,
-  (pu.purchase_tier - t.counted - least(pu.purchase_tier, greatest(pu.refunded_sessions, r.sessions)))::int as owed
+  (pu.purchase_tier - t.done - t.scheduled - gone.refunded)::int as owed,
+  (t.done + gone.refunded - pu.purchase_tier)::int as excess
 from student_course_purchases pu
 join payments p on p.id = pu.payment_id
 left join undelivered u on u.payment_id = pu.payment_id
-cross join lateral (select coalesce(sum(sessions), 0) as sessions from refunds where payment_id = pu.payment_id) r
 cross join lateral (
-  select count(*) as counted from tutoring_sessions
-  where purchase_id = pu.id and status in ('scheduled', 'completed', 'student_absent')) t
+  select least(pu.purchase_tier, greatest(pu.refunded_sessions, coalesce(sum(sessions), 0))) as refunded
+  from refunds where payment_id = pu.payment_id) gone
+cross join lateral (
+  select count(*) filter (where status = 'scheduled') as scheduled,
+    count(*) filter (where status in ('completed', 'student_absent')) as done
+  from tutoring_sessions where purchase_id = pu.id) t
 where pu.id = any(%(purchase_ids)b::uuid[])
 order by pu.id
 """
@@ -60,11 +68,11 @@ async def list_accounts(tx: Tx, purchase_ids: Sequence[UUID]) -> list[Account]:
     return await tx.all(LIST_ACCOUNTS, {"purchase_ids": list(purchase_ids)}, into=Account)
 
 
-# Sessions to come whose time was given back. What has begun stays: it was held, or somebody has to say it wasn't.
+# Sessions whose time was given back. (Bookings keep what has begun, unless a refund took just that.)
 CANCEL_SESSIONS = """
 with cancelled as (
   update tutoring_sessions t set status = 'cancelled'
-  where t.purchase_id = any(%(purchase_ids)b::uuid[]) and t.status = 'scheduled' and t.starts_at > %(now)s
+  where t.purchase_id = any(%(purchase_ids)b::uuid[]) and t.status = 'scheduled'
     and not exists (select from bookings b where b.id = t.booking_id and b.live and t.starts_at = any(b.starts))
   returning t.purchase_id, t.seq::int
 )
@@ -74,7 +82,7 @@ select purchase_id, array_agg(seq order by seq) as seqs from cancelled group by 
 
 async def cancel_sessions(tx: Tx, purchase_ids: Sequence[UUID]) -> dict[UUID, list[int]]:
     """The numbers of the sessions that end here, by purchase."""
-    return dict(await tx.tuples(CANCEL_SESSIONS, {"purchase_ids": list(purchase_ids), "now": tx.now}))
+    return dict(await tx.tuples(CANCEL_SESSIONS, {"purchase_ids": list(purchase_ids)}))
 
 
 @dataclass(frozen=True, slots=True)
