@@ -71,7 +71,7 @@ def show(request: Request, actor: Actor, template: str, *, status_code: int = 20
     def may(action: str) -> bool:
         return actor.role in POLICIES[action]
 
-    context |= {"may": may, "state": wording.state_sentence}
+    context |= {"may": may, "state": wording.state_sentence, "precise": wording.precise}
     return render(request, actor, f"admin/{template}", status_code=status_code, **context)
 
 

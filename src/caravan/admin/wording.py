@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from caravan.admin.purchases import Listed
 from caravan.web.formats import duration, money
@@ -46,6 +47,15 @@ STAGES: Final[dict[str, str]] = {
     "completed": "Completed: all sessions were held",
     "refunded": "The money was given back",
 }
+
+
+def precise(instant: datetime, zone_name: str | None) -> str:
+    """`21 Nov 2026, 11:11:20.123 IST`: what happened within one second keeps its order."""
+    try:
+        local = instant.astimezone(ZoneInfo(zone_name or "UTC"))
+    except (ZoneInfoNotFoundError, ValueError):
+        local = instant.astimezone(UTC)
+    return f"{local.day} {local:%b %Y, %H:%M:%S}.{local.microsecond // 1000:03d} {local.tzname()}"
 
 
 def reason_words(reason: str | None) -> str:
