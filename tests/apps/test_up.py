@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
 
+from caravan.apps import control
 from caravan.apps.children import BACKOFF_SECONDS_MAX, Child
 from caravan.db.embedded import EmbeddedPostgres
 from tests.apps.running import Up, caravan, free_port, lives, until
@@ -132,6 +134,18 @@ def test_the_next_one_waits_for_the_children_of_a_killed_one(start: Start) -> No
     assert second.get("/readyz")[0] == 200
 
 
+def test_a_killed_database_is_started_again_and_the_services_go_on(start: Start, data_dir: Path) -> None:
+    up = start().wait_ready()
+    killed, children = postmaster(data_dir), up.children()
+
+    os.kill(killed, signal.SIGKILL)
+
+    until(lambda: not lives(killed), "the end of the database")
+    until(lambda: up.get("/readyz")[0] == 200 and postmaster(data_dir) != killed, "another database", 30)
+    assert up.children() == children
+    assert "the database ended, starting it again" in up.log
+
+
 @pytest.mark.parametrize("role", ["web", "workers"])
 def test_a_killed_child_is_started_again(start: Start, role: str) -> None:
     up = start().wait_ready()
@@ -200,3 +214,20 @@ def test_the_demo_leaves_somebodys_own_data_alone(start: Start, data_dir: Path) 
         " or choose another with --data.\n"
     )
     assert not (data_dir / "demo.json").exists()
+
+
+def test_a_long_folder_name_does_not_keep_the_door_shut(data_dir: Path) -> None:
+    folder = data_dir / ("a" * 100)
+    folder.mkdir()
+    with control.listen(folder / "control.sock") as server:
+        answering = threading.Thread(target=_answer_once, args=[server])
+        answering.start()
+        assert control.ask(folder / "control.sock", command="status") == {"ok": True}
+        answering.join()
+
+
+def _answer_once(server: socket.socket) -> None:
+    client, _address = server.accept()
+    with client:
+        client.recv(1000)
+        client.sendall(b'{"ok": true}\n')

@@ -118,10 +118,16 @@ class Child:
                 await begin()
             except ChildFailed as error:
                 self._report("process did not start", {"process": self.role, "error": str(error)})
+                self.end()
 
     def _pause_seconds(self) -> float:
         beyond = self._quick_crashes - QUICK_CRASHES_FREE
         return 0.0 if beyond <= 0 else min(BACKOFF_SECONDS_MAX, 2.0 ** (beyond - 1))
+
+    def end(self) -> None:
+        """End the process that runs now; `keep` starts another."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
 
     async def stop(self, seconds: float) -> None:
         """Ask it to end; after `seconds` end it."""

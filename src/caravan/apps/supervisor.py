@@ -34,6 +34,7 @@ CHILDREN_STOP_SECONDS = 3.0
 READY_SECONDS_MAX = 60.0
 SEED_SECONDS_MAX = 120.0
 READY_POLL_SECONDS = 0.05
+DATABASE_LOOK_SECONDS = 1.0
 
 
 class UpRefused(Exception):
@@ -144,6 +145,7 @@ class Supervisor:
         await self._wait_until_ready()
         self.progress.done("four workers, the reconciler and the web are up")
         self._keeping = [
+            asyncio.create_task(self._keep_database(), name="keep database"),
             asyncio.create_task(self.web.keep(self._begin_web), name="keep web"),
             asyncio.create_task(self.workers.keep(self._begin_workers), name="keep workers"),
         ]
@@ -167,6 +169,24 @@ class Supervisor:
                 " to use the embedded one."
             ) from None
         self.progress.done(("embedded" if self.embedded else "POSTGRES_URL") + (", schema made" if applied else ""))
+
+    async def _keep_database(self) -> None:
+        """For ever: a server that was killed is started again, which recovers it; the services wait and go on."""
+        loop = asyncio.get_running_loop()
+        while self.embedded is not None:
+            await asyncio.sleep(DATABASE_LOOK_SECONDS)
+            if await loop.run_in_executor(self._thread, self.embedded.is_running):
+                continue
+            self._report("the database ended, starting it again", {"log": str(self.embedded.log_path)})
+            try:
+                url = await loop.run_in_executor(self._thread, _restart, self.embedded)
+            except EmbeddedPostgresError as error:
+                self._report("the database did not start", {"error": str(error)})
+                continue
+            if url != self.settings.postgres_url:
+                self.settings = self.settings.model_copy(update={"postgres_url": url})
+                for child in self._children:
+                    child.end()  # it is started again, with the new address
 
     async def _begin_workers(self) -> None:
         order: Order = {"services": list(BACKGROUND), "off": sorted(self.off), "url": self.url}
@@ -276,6 +296,11 @@ async def _get_readyz(host: str, port: int) -> tuple[int, str]:
     with suppress(ValueError):
         return status, "; ".join(json.loads(body).get("problems", []))
     return status, "no answer"
+
+
+def _restart(embedded: EmbeddedPostgres) -> str:
+    embedded.stop()
+    return embedded.start()
 
 
 def _new_webhook_secret() -> str:
