@@ -133,11 +133,14 @@ async def test_other_families_pages_do_not_exist(db: Database, client: httpx2.As
     await world.purchased(db, theirs)
     assert (await client.get("/home")).headers["location"].startswith("/login")
     await sign_in(db, client, mine.student_id)
-    for address in (
-        f"/checkout/{theirs.payment_id}", f"/purchases/{theirs.purchase_id}", f"/home?student={theirs.student_id}",
-        f"/checkout/{new_id()}", f"/purchases/{new_id()}",
-    ):  # fmt: skip
-        assert (await client.get(address)).status_code == 404, address
+    for address, nobodys in (
+        (f"/checkout/{theirs.payment_id}", f"/checkout/{new_id()}"),
+        (f"/purchases/{theirs.purchase_id}", f"/purchases/{new_id()}"),
+        (f"/home?student={theirs.student_id}", f"/home?student={new_id()}"),
+    ):
+        refused = await client.get(address)
+        assert refused.status_code == 404, address
+        assert refused.text == (await client.get(nobodys)).text  # not a word tells them apart
     assert (await client.get("/schedule")).status_code == 403
 
 

@@ -120,7 +120,8 @@ FIND_TRAINER = "select id, name, timezone, active from trainers where id = %(tra
 # What a trainer holds from now on, by time; found through the bookings that take the trainer's time.
 LIST_TRAINER_SESSIONS = """
 select s.seq, s.starts_at, s.ends_at, c.title, st.name as student_name, p.learning_mode, p.purchase_tier,
-       (s.starts_at at time zone %(timezone)s)::date as day
+       (s.starts_at at time zone %(timezone)s)::date as day, (s.starts_at at time zone %(timezone)s)::time as begins,
+       (s.ends_at at time zone %(timezone)s)::time as ends
 from bookings b
 join tutoring_sessions s on s.purchase_id = b.purchase_id and s.booking_id = b.id
 join student_course_purchases p on p.id = s.purchase_id
@@ -133,7 +134,7 @@ order by s.starts_at, s.id limit %(limit)s
 
 
 async def get_schedule(tx: Tx, trainer_id: UUID, limit: int) -> tuple[Row, list[Row]]:
-    """The trainer, and the next `limit` sessions with the day in the trainer's zone."""
+    """The trainer, and the next `limit` sessions with day and time in the trainer's zone."""
     trainer = await tx.one(FIND_TRAINER, {"trainer_id": trainer_id})
     named: dict[str, Any] = {"trainer_id": trainer_id, "timezone": trainer["timezone"], "now": tx.now, "limit": limit}
     return trainer, await tx.all(LIST_TRAINER_SESSIONS, named)
