@@ -82,21 +82,29 @@ class Settled:
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why a purchase must wait. `counts` as in Search; None where no trainers were looked for."""
-
+class _Refusal:
     reason: Reason
     detail: dict[str, object]
-    search: Search | None = None
 
 
 @dataclass(slots=True)
 class _Case:
+    """One purchase on its way through a pass: what it is, what it should be, and what came of it."""
+
     state: State
     plan: Plan
     outcome: Settled
     make_up: bool = False
     """The purchase keeps its allocation and trainer; what is wanted comes beside it, as a single booking."""
+    need: Need | None = None
+    search: Search | None = None
+    pick: Pick | None = None
+    booking_id: UUID | None = None
+    refusal: _Refusal | None = None
+
+    @property
+    def open(self) -> bool:
+        return self.refusal is None and self.booking_id is None
 
 
 async def settle_allocations(
@@ -187,42 +195,38 @@ async def _book_wanted(tx: Tx, cases: Sequence[_Case], notice: timedelta, only: 
     """Find a trainer for all that is wanted of each, or let it wait; an allocation row and a reason tell which."""
     if not cases:
         return
-    refused: dict[UUID, Refusal] = {}
-    needs = await _needs(tx, cases, notice, refused)
-    booked, searches = await _book(tx, cases, needs, refused, only)
-    decided = [_decide(tx, case, needs.get(case.state.purchase_id), booked, refused, searches) for case in cases]
-    changed = await store.upsert_allocations(tx, decided)
-    for case, decision in zip(cases, decided, strict=True):
-        _conclude(case, decision, changed, refused)
-    await deliveries.block(
-        tx,
-        [
-            Block(case.state.payment_id, case.state.stage, case.outcome.reason, case.outcome.detail)
-            for case in cases
-            if case.outcome.reason
-        ],
-    )
-    _announce(tx, [(case, decision) for case, decision in zip(cases, decided, strict=True) if decision.booking_id])
-
-
-async def _needs(tx: Tx, cases: Sequence[_Case], notice: timedelta, refused: dict[UUID, Refusal]) -> dict[UUID, Need]:
-    """When each case is to be held: the wanted number of its pattern's next slots."""
     holidays = await store.list_holidays(tx)
-    needs: dict[UUID, Need] = {}
     for case in cases:
-        state, plan = case.state, case.plan
-        if state.learning_mode == "home" and not state.located:
-            refused[state.purchase_id] = Refusal(Reason.STUDENT_LOCATION_MISSING, {})
-            continue
-        try:
-            starts = _next_starts(state, plan, tx.now + notice, holidays)
-        except InvalidSchedule as error:
-            refused[state.purchase_id] = Refusal(Reason.INVALID_SCHEDULE, {"problem": error.detail})
-            continue
-        current = state.trainer_id if case.make_up else None
-        series = Series(tuple(starts), state.minutes)
-        needs[state.purchase_id] = Need(state.purchase_id, state.student_id, series, current)
-    return needs
+        _ask(case, tx.now + notice, holidays)
+    await _book(tx, cases, only)
+    changed = await store.upsert_allocations(tx, [_decide(tx, case) for case in cases])
+    blocks: list[Block] = []
+    for case in cases:
+        state, outcome = case.state, case.outcome
+        outcome.allocation_id = changed.get(state.purchase_id) or outcome.allocation_id
+        if case.refusal:
+            outcome.action, outcome.reason, outcome.detail = "waiting", case.refusal.reason, case.refusal.detail
+            blocks.append(Block(state.payment_id, state.stage, case.refusal.reason, case.refusal.detail))
+        elif case.pick:
+            outcome.action = "allocated"
+            outcome.trainer_id = outcome.trainer_id if case.make_up else case.pick.candidate.trainer_id
+    await deliveries.block(tx, blocks)
+    _announce(tx, [case for case in cases if case.booking_id])
+
+
+def _ask(case: _Case, not_before: datetime, holidays: Collection[date]) -> None:
+    """Say when the wanted sessions are to be held, or why that can't be said."""
+    state = case.state
+    if state.learning_mode == "home" and not state.located:
+        case.refusal = _Refusal(Reason.STUDENT_LOCATION_MISSING, {})
+        return
+    try:
+        starts = _next_starts(state, case.plan, not_before, holidays)
+    except InvalidSchedule as error:
+        case.refusal = _Refusal(Reason.INVALID_SCHEDULE, {"problem": error.detail})
+        return
+    current = state.trainer_id if case.make_up else None
+    case.need = Need(state.purchase_id, state.student_id, Series(tuple(starts), state.minutes), current)
 
 
 def _next_starts(state: State, plan: Plan, not_before: datetime, holidays: Collection[date]) -> list[datetime]:
@@ -236,107 +240,92 @@ def _next_starts(state: State, plan: Plan, not_before: datetime, holidays: Colle
     return free[: plan.wanted]
 
 
-async def _book(
-    tx: Tx, cases: Sequence[_Case], needs: dict[UUID, Need], refused: dict[UUID, Refusal], only: UUID | None
-) -> tuple[dict[UUID, tuple[Pick, UUID]], dict[UUID, Search]]:
-    """Book what can be booked: pick and booking by purchase, and what the last search of each said.
+async def _book(tx: Tx, cases: Sequence[_Case], only: UUID | None) -> None:
+    """Book what can be booked, and refuse the rest.
 
     A lost race moves on to the next candidate; where all are lost, the search is asked again and knows better.
     """
     by_id = {case.state.purchase_id: case for case in cases}
-    booked: dict[UUID, tuple[Pick, UUID]] = {}
-    searches: dict[UUID, Search] = {}
-    waiting = list(needs.values())
     for _ in range(SEARCHES_MAX):
-        if not waiting:
-            break
-        asked = [(n, by_id[n.purchase_id].state.course_id, by_id[n.purchase_id].state.learning_mode) for n in waiting]
-        for need, search in zip(waiting, await store.search_trainers(tx, asked, only=only), strict=True):
-            searches[need.purchase_id] = search
-            need.candidates = list(search.candidates)
-            refusal = _refuse(by_id[need.purchase_id], search, only)
-            if refusal:
-                refused[need.purchase_id] = refusal
-        waiting = [need for need in waiting if need.purchase_id not in refused]
-        while picks := assign(waiting, [pick for pick, _ in booked.values()]):
-            booked |= await _insert(tx, by_id, picks)
-            waiting = [need for need in waiting if need.purchase_id not in booked]
-    for need in waiting:
-        search = searches[need.purchase_id]
-        refused[need.purchase_id] = Refusal(Reason.NO_TRAINER_AVAILABLE, {"counts": search.counts}, search)
-    return booked, searches
+        if not await _search(tx, [case for case in cases if case.open], only):
+            return
+        while picks := assign(
+            [case.need for case in cases if case.open and case.need],
+            [case.pick for case in cases if case.booking_id and case.pick],
+        ):
+            await _insert(tx, [(by_id[pick.need.purchase_id], pick) for pick in picks])
+    for case in cases:
+        if case.open and case.search:
+            case.refusal = _Refusal(Reason.NO_TRAINER_AVAILABLE, {"counts": case.search.counts})
 
 
-async def _insert(tx: Tx, by_id: dict[UUID, _Case], picks: Sequence[Pick]) -> dict[UUID, tuple[Pick, UUID]]:
-    """Make the bookings; a pick that lost its race is taken off its need's candidates."""
-    wishes = {
-        pick.need.purchase_id: Wish(
-            id=new_id(),
-            kind="single" if by_id[pick.need.purchase_id].make_up else "package",
-            purchase_id=pick.need.purchase_id,
-            trainer_id=pick.candidate.trainer_id,
-            student_id=pick.need.student_id,
-            series=pick.need.series,
-        )
-        for pick in picks
-    }
-    won = await bookings.insert_bookings(tx, list(wishes.values()))
-    for pick in picks:
-        if wishes[pick.need.purchase_id].id not in won:
-            pick.need.candidates.remove(pick.candidate)
-    return {
-        pick.need.purchase_id: (pick, wishes[pick.need.purchase_id].id)
-        for pick in picks
-        if wishes[pick.need.purchase_id].id in won
-    }
+async def _search(tx: Tx, cases: Sequence[_Case], only: UUID | None) -> bool:
+    """Ask for everybody's candidates as of now; False if there is nobody left to ask for."""
+    asked = [(case.need, case.state.course_id, case.state.learning_mode) for case in cases if case.need]
+    if not asked:
+        return False
+    for case, search in zip(cases, await store.search_trainers(tx, asked, only=only), strict=True):
+        assert case.need
+        case.search, case.need.candidates = search, list(search.candidates)
+        case.refusal = _refuse(case, search, only)
+    return True
 
 
-def _refuse(case: _Case, search: Search, only: UUID | None) -> Refusal | None:
+def _refuse(case: _Case, search: Search, only: UUID | None) -> _Refusal | None:
     if search.clashes:
-        clash = str(search.clash) if search.clash else None
-        return Refusal(Reason.STUDENT_CONFLICT, {"purchaseId": clash}, search)
+        return _Refusal(Reason.STUDENT_CONFLICT, {"purchaseId": str(search.clash) if search.clash else None})
     if search.candidates:
         return None
-    counts = search.counts
-    if only and counts["open"] and not counts["free"]:
-        return Refusal(Reason.TRAINER_CONFLICT, {"counts": counts}, search)
+    detail: dict[str, object] = {"counts": search.counts}
+    if only and search.counts["open"] and not search.counts["free"]:
+        return _Refusal(Reason.TRAINER_CONFLICT, detail)
     left = case.plan.left or case.state.reason == Reason.TRAINER_LEFT
-    return Refusal(Reason.TRAINER_LEFT if left else Reason.NO_TRAINER_AVAILABLE, {"counts": counts}, search)
+    return _Refusal(Reason.TRAINER_LEFT if left else Reason.NO_TRAINER_AVAILABLE, detail)
 
 
-def _decide(
-    tx: Tx,
-    case: _Case,
-    need: Need | None,
-    booked: dict[UUID, tuple[Pick, UUID]],
-    refused: dict[UUID, Refusal],
-    searches: dict[UUID, Search],
-) -> Decided:
-    state = case.state
-    search = searches.get(state.purchase_id)
-    refusal = refused.get(state.purchase_id)
-    pick, booking_id = booked.get(state.purchase_id, (None, None))
-    decision: dict[str, object] = {"asOf": tx.now}
-    if search:
-        decision["counts"] = search.counts
+async def _insert(tx: Tx, picked: Sequence[tuple[_Case, Pick]]) -> None:
+    """Make the bookings; a pick that lost its race is taken off its need's candidates."""
+    wishes = [
+        Wish(
+            id=new_id(),
+            kind="single" if case.make_up else "package",
+            purchase_id=case.state.purchase_id,
+            trainer_id=pick.candidate.trainer_id,
+            student_id=case.state.student_id,
+            series=pick.need.series,
+        )
+        for case, pick in picked
+    ]
+    won = await bookings.insert_bookings(tx, wishes)
+    for (case, pick), wish in zip(picked, wishes, strict=True):
+        if wish.id in won:
+            case.pick, case.booking_id = pick, wish.id
+        else:
+            pick.need.candidates.remove(pick.candidate)
+
+
+def _decide(tx: Tx, case: _Case) -> Decided:
+    """The allocation as it is to be, with why: counts per filter and the best candidates."""
+    state, trainer_id = case.state, case.pick.candidate.trainer_id if case.pick else None
+    decision: dict[str, object] = {"asOf": tx.now, "chosen": trainer_id}
+    if case.search:
+        decision["counts"] = case.search.counts
         decision["candidates"] = [
             {
-                "trainerId": c.trainer_id,
-                "load": c.load,
-                "distanceKm": None if c.distance_km is None else round(c.distance_km, 1),
+                "trainerId": candidate.trainer_id,
+                "load": candidate.load,
+                "distanceKm": None if candidate.distance_km is None else round(candidate.distance_km, 1),
             }
-            for c in search.candidates[:CANDIDATES_SHOWN]
+            for candidate in case.search.candidates[:CANDIDATES_SHOWN]
         ]
-    decision["chosen"] = pick.candidate.trainer_id if pick else None
-    if refusal:
-        decision["reason"] = refusal.reason
-    if need:
-        decision["firstStartsAt"] = need.series.starts[0]
+    if case.need:
+        decision["firstStartsAt"] = case.need.series.starts[0]
+    if case.refusal:
+        decision["reason"] = case.refusal.reason
     return Decided(
         state=state,
-        sessions=case.plan.wanted,
-        trainer_id=pick.candidate.trainer_id if pick else None,
-        booking_id=booking_id,
+        trainer_id=trainer_id,
+        booking_id=case.booking_id,
         metadata={
             "sessionCount": case.plan.wanted,
             "schedule": {"timeSlot": calendar.format_slot(state.slot_start), "date": state.start_date},
@@ -345,26 +334,12 @@ def _decide(
     )
 
 
-def _conclude(case: _Case, decision: Decided, changed: dict[UUID, UUID], refused: dict[UUID, Refusal]) -> None:
-    outcome, purchase_id = case.outcome, case.state.purchase_id
-    outcome.allocation_id = changed.get(purchase_id) or outcome.allocation_id
-    if decision.trainer_id:
-        outcome.action = "allocated"
-        if not case.make_up:
-            outcome.trainer_id = decision.trainer_id
-    else:
-        refusal = refused[purchase_id]
-        outcome.action, outcome.reason, outcome.detail = "waiting", refusal.reason, refusal.detail
-
-
-def _announce(tx: Tx, allocated: Sequence[tuple[_Case, Decided]]) -> None:
-    if not allocated:
-        return
+def _announce(tx: Tx, cases: Sequence[_Case]) -> None:
     events: list[TrainerAllocated] = []
-    for case, decision in allocated:
+    for case in cases:
+        assert case.pick
+        assert case.booking_id
         assert case.outcome.allocation_id
-        assert decision.booking_id
-        assert decision.trainer_id
         events.append(
             TrainerAllocated(
                 payment_id=case.state.payment_id,
@@ -372,13 +347,14 @@ def _announce(tx: Tx, allocated: Sequence[tuple[_Case, Decided]]) -> None:
                 course_id=case.state.course_id,
                 purchase_id=case.state.purchase_id,
                 allocation_id=case.outcome.allocation_id,
-                booking_id=decision.booking_id,
-                trainer_id=decision.trainer_id,
-                session_count=decision.sessions,
+                booking_id=case.booking_id,
+                trainer_id=case.pick.candidate.trainer_id,
+                session_count=case.plan.wanted,
             )
         )
     outbox.append(tx, events)
-    log.info("Allocation verified in database", count=len(allocated))
+    if events:
+        log.info("Allocation verified in database", count=len(events))
 
 
 async def _unblock(tx: Tx, states: Sequence[State]) -> None:

@@ -229,7 +229,6 @@ class Decided:
     """What an allocation is to say: with a trainer and booking it is approved, without it waits."""
 
     state: State
-    sessions: int
     trainer_id: UUID | None
     booking_id: UUID | None
     metadata: Mapping[str, object]
