@@ -1,6 +1,6 @@
 # Every target installs what it needs; `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint screens lock
+.PHONY: help setup run test lint screens verify lock
 BIN := .venv/bin
 LOCK := $(BIN)/uv pip compile --quiet --no-header --generate-hashes --no-emit-index-url --python-version 3.11
 
@@ -27,6 +27,10 @@ lint: ## ruff, basedpyright, import-linter, migration lint
 screens: ## the browser tests; writes build/screens/*.png
 	@tools/env screens
 	@$(BIN)/pytest tests/browser $(ARGS)
+
+verify: ## the proof; PART=name SCALE=small|full SEED=n (all parts, small, 1); writes build/verify.json
+	@tools/env dev
+	@$(BIN)/python -m verify --part '$(or $(PART),all)' --scale '$(or $(SCALE),small)' --seed '$(or $(SEED),1)' $(ARGS)
 
 lock: ## compile the requirement files anew, with hashes; ARGS="--upgrade" for newer versions
 	@tools/env dev
