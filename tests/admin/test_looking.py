@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from caravan.admin import purchases
 from caravan.ids import new_id
 from caravan.web.auth import Role
 from tests.admin.conftest import NOTE, Desk
@@ -218,3 +219,26 @@ async def test_diagnose_answers_in_the_contracts_shape(desk: Desk) -> None:
     assert item["action"]["name"] == "repair"
     assert item["action"]["path"] == f"/api/v1/admin/payments/{payment}/repair"
     assert all(isinstance(line, str) for line in item["evidence"])
+
+
+async def test_a_rare_stage_is_found_beyond_the_first_candidates(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(purchases, "CANDIDATES_MAX", 3)
+    expected: list[str] = []
+    for number in range(10):
+        road = await world.a_payment(desk.shop.db)
+        if number in (0, 1, 5):
+            await world.purchased(desk.shop.db, road)
+            await world.allocated(desk.shop.db, road)
+            await world.scheduled(desk.shop.db, road)
+            expected.append(str(road.payment_id))
+    for query, count in (({"stage": "scheduled"}, 3), ({"reason": "EVENT_MISSING"}, 7)):
+        seen: list[str] = []
+        cursor: dict[str, str] = {}
+        while True:
+            page = await desk.get("purchases", limit=1, **query, **cursor)
+            seen += [item["paymentId"] for item in page["items"]]
+            if page["nextCursor"] is None:
+                break
+            cursor = {"cursor": page["nextCursor"]}
+        assert len(seen) == len(set(seen)) == count, query
+        assert set(seen) == set(expected) or count == 7

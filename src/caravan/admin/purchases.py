@@ -16,7 +16,7 @@ from caravan.fulfilment.facts import gather_facts
 from caravan.ids import parse_uuid
 from caravan.student_views.cursor import Cursor
 
-TECHNICAL_CANDIDATES_MAX = 500
+CANDIDATES_MAX = 1000
 EVENTS_MAX = 300
 UNDELIVERED_STAGES = frozenset({"paid", "purchased", "allocated"})
 
@@ -47,11 +47,11 @@ class Page:
     next_cursor: str | None
 
 
-# Captured payments, the newest first. A stage that few are at is found through the register, which is small.
+# Captured payments with their stage, the newest first. A stage that few are at is found through the register.
 LIST_CAPTURED = """
-select p.id, p.created_at
+select p.id, p.created_at, f.stage
 from payments p join fulfilments f on f.payment_id = p.id
-where (p.created_at, p.id) < (%(before)s, %(before_id)s) and (%(stage)s::text is null or f.stage = %(stage)s::text)
+where (p.created_at, p.id) < (%(before)s, %(before_id)s)
 order by p.created_at desc, p.id desc limit %(limit)s
 """
 
@@ -65,13 +65,19 @@ order by p.created_at desc, p.id desc limit %(limit)s
 
 # Everything that somebody may read out on the telephone: an id of anything, an e-mail address, a phone, a name.
 SEARCH_BY_ID = """
-select p.id, p.created_at from payments p
-left join student_course_purchases pu on pu.payment_id = p.id
-left join fulfilments f on f.payment_id = p.id
-where (p.id = %(id)s or p.student_id = %(id)s or p.checkout_id = %(id)s or pu.id = %(id)s or f.course_id = %(id)s
-    or exists (select from trainer_allocations a
-               where a.purchase_id = pu.id and (a.id = %(id)s or a.trainer_id = %(id)s)))
-  and (p.created_at, p.id) < (%(before)s, %(before_id)s) and (%(stage)s::text is null or f.stage = %(stage)s::text)
+with found as (
+  select id from payments where id = %(id)s
+  union select id from payments where checkout_id = %(id)s
+  union select id from payments where student_id = %(id)s
+  union select payment_id from student_course_purchases where id = %(id)s
+  union select pu.payment_id from trainer_allocations a join student_course_purchases pu on pu.id = a.purchase_id
+        where a.id = %(id)s
+  union select pu.payment_id from trainer_allocations a join student_course_purchases pu on pu.id = a.purchase_id
+        where a.trainer_id = %(id)s and a.status = 'approved'
+  union select p.id from checkouts c join payments p on p.checkout_id = c.id where c.course_id = %(id)s
+)
+select p.id, p.created_at from found join payments p using (id) left join fulfilments f on f.payment_id = p.id
+where (p.created_at, p.id) < (%(before)s, %(before_id)s) and (%(stage)s::text is null or f.stage = %(stage)s::text)
 order by p.created_at desc, p.id desc limit %(limit)s
 """
 
@@ -96,28 +102,32 @@ async def list_purchases(
 ) -> Page:
     """A page of payments by stage, reason (business or technical) and search, the newest first. Raises CursorInvalid.
 
-    A search finds payments that were not captured too; a list without one holds captured money only.
+    A search finds payments that were not captured too; a list without one holds captured money only. What SQL can't
+    ask an index for is looked for among so many candidates: such a page may be short and still have a next one.
     """
     place = Cursor.decode(cursor) if cursor else LAST
-    named: dict[str, Any] = {"before": place.starts_at, "before_id": place.id, "stage": stage}
-    # A computed reason can't be asked for in SQL: look at many of those that have no stored one.
-    read = TECHNICAL_CANDIDATES_MAX if reason in Technical.__members__ else limit
-    named["limit"] = read + 1
+    technical = reason in Technical.__members__
+    delivered = stage is not None and stage not in UNDELIVERED_STAGES and not (q or reason)
+    read = CANDIDATES_MAX if technical or delivered else limit
+    named: dict[str, Any] = {"before": place.starts_at, "before_id": place.id, "stage": stage, "limit": read + 1}
     if q:
         rows = await _search(tx, q, named)
     elif reason or stage in UNDELIVERED_STAGES:
-        technical = reason in Technical.__members__
-        rows = await tx.tuples(
-            LIST_UNDELIVERED, named | {"reason": None if technical else reason, "unexplained": technical}
-        )
+        named |= {"reason": None if technical else reason, "unexplained": technical}
+        rows = await tx.tuples(LIST_UNDELIVERED, named)
     else:
         rows = await tx.tuples(LIST_CAPTURED, named)
-    lines = await list_lines(tx, [payment_id for payment_id, _ in rows[:read]])
-    items = [line for line in lines if reason is None or line.finding.reason == reason]
+    more = len(rows) > read
+    rows = rows[:read]
+    following = Cursor(rows[-1][1], rows[-1][0]).encode() if more else None
+    if delivered:
+        rows = [row for row in rows if row[2] == stage][: limit + 1]
+    items = await list_lines(tx, [row[0] for row in rows])
+    items = [line for line in items if reason is None or line.finding.reason == reason]
     if len(items) > limit:
         last = items[limit - 1]
         return Page(items[:limit], Cursor(last.created_at, last.finding.payment_id).encode())
-    return Page(items, Cursor(rows[read - 1][1], rows[read - 1][0]).encode() if len(rows) > read else None)
+    return Page(items, following)
 
 
 async def _search(tx: Tx, q: str, named: dict[str, Any]) -> list[tuple[Any, ...]]:
@@ -146,7 +156,7 @@ async def list_undelivered(tx: Tx, *, reason: str | None, cursor: str | None, li
     stored = reason if reason in Reason.__members__ else None
     named = {"after": place.starts_at, "after_id": place.id, "reason": stored}
     unexplained = reason is not None and stored is None
-    read = TECHNICAL_CANDIDATES_MAX if unexplained else limit
+    read = CANDIDATES_MAX if unexplained else limit
     rows = await tx.tuples(LIST_WAITING, named | {"unexplained": unexplained, "limit": read + 1})
     lines = {line.finding.payment_id: line for line in await list_lines(tx, [row[0] for row in rows[:read]])}
     in_order = [lines[payment_id] for payment_id, _since in rows[:read]]
