@@ -249,7 +249,7 @@ def test_repair_goes_one_step_at_a_time_and_all_reaches_the_stuck_ones(up: Up) -
         stages.append(stage_of(up, payment)[0])
 
     assert stages == ["purchased", "allocated", "scheduled"]
-    assert "Nothing to do" in run(up, "repair", "--payment", payment)["items"][0]["did"]
+    assert "nothing to do" in run(up, "repair", "--payment", payment)["items"][0]["did"]
 
 
 def test_an_event_that_was_given_up_is_shown_replayed_once_and_discarded_with_a_note(up: Up) -> None:
