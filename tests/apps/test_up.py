@@ -98,6 +98,16 @@ def test_a_taken_folder_is_one_line_and_disturbs_nobody(start: Start, data_dir: 
     assert up.get("/readyz")[0] == 200
 
 
+def test_somebodys_own_postgresql_is_used_and_left_running(start: Start, data_dir: Path, database_url: str) -> None:
+    up = start(POSTGRES_URL=database_url).wait_ready()
+
+    assert up.get("/readyz")[0] == 200
+    assert not (data_dir / "postgres").exists()
+    assert up.stop() < 5
+    with psycopg.connect(database_url) as connection:
+        assert connection.execute("select count(*) from workers").fetchone() == (0,)
+
+
 def test_a_database_that_does_not_answer_is_one_line(data_dir: Path) -> None:
     refused = caravan(
         "up", "--data", data_dir, "--port", free_port(), POSTGRES_URL="postgresql://u:hunter2@127.0.0.1:1/db"

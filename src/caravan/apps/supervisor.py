@@ -271,6 +271,8 @@ class Supervisor:
         found = {"data": str(self.folder.path)}
         if self.settings.demo:
             found["accounts"] = str(self.folder.demo)
+        elif self.settings.sandbox_webhook_secret is None:
+            found["payments"] = "off: no provider is set up (to try it: --demo, or CARAVAN_SANDBOX_WEBHOOK_SECRET)"
         if self._log_fd is not None:
             found["log"] = str(self.folder.log)
         return found
