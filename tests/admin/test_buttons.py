@@ -8,9 +8,11 @@ from uuid import UUID
 
 import pytest
 
+from caravan.fulfilment.reconciler import Reconciler
 from caravan.ids import new_id
 from caravan.web.auth import Role
 from tests.admin.conftest import NOTE, Desk
+from tests.shop import SETTINGS
 
 
 async def test_repair_says_what_it_did(desk: Desk) -> None:
@@ -353,3 +355,16 @@ async def test_two_presses_at_once_do_one_step_each(desk: Desk) -> None:
     assert sorted(answer["stageBefore"] for answer in answers) == ["allocated", "paid", "purchased", "scheduled"]
     assert await desk.shop.violations() == []
     assert len(await desk.audit()) == 4
+
+
+@pytest.mark.parametrize("worked", [(), ("purchase-worker",), ("purchase-worker", "allocation-worker")])
+async def test_a_part_that_takes_all_sessions_leaves_nothing_owed(desk: Desk, worked: tuple[str, ...]) -> None:
+    payment = await desk.shop.bought()
+    if worked:
+        await desk.shop.work(*worked)
+    await desk.do("POST", f"payments/{payment}/refund", NOTE | {"amountCents": 350000, "sessions": 30})
+    await desk.shop.work()
+    await Reconciler(desk.shop.db, SETTINGS).run_once()
+    assert (await desk.diagnosis(payment))["reason"] is None
+    assert await desk.shop.rows("select from undelivered") == []
+    assert await desk.shop.violations() == []

@@ -145,7 +145,7 @@ def _waiting(facts: Facts) -> list[str]:
 
 def _explain_stage(facts: Facts) -> Explanation:
     stage = Stage(facts.stage or "")
-    if stage is Stage.REFUNDED or stage is Stage.COMPLETED or (stage is Stage.SCHEDULED and not facts.owed):
+    if stage is not Stage.PAID and not facts.owed:
         if facts.registered:
             return (
                 Technical.NOT_REGISTERED,
@@ -161,6 +161,8 @@ def _explain_stage(facts: Facts) -> Explanation:
 
 
 _DONE = {
+    Stage.PURCHASED: "All of its sessions were refunded: nothing to do.",
+    Stage.ALLOCATED: "All of its sessions were refunded: nothing to do.",
     Stage.REFUNDED: "The money was given back: nothing to do.",
     Stage.COMPLETED: "Every session was held: nothing to do.",
     Stage.SCHEDULED: "Delivered: nothing to do.",

@@ -129,7 +129,7 @@ with page as (
   select id from payments where id > %(after)s order by id limit %(limit)s
 ), compared as (
   select f.payment_id, f.stage, f.owed, f.captured_at, u.payment_id is not null as registered,
-         f.stage in ('paid', 'purchased', 'allocated') or f.owed > 0 as undelivered
+         f.stage = 'paid' or f.owed > 0 as undelivered
   from page join fulfilments f on f.payment_id = page.id
   left join undelivered u on u.payment_id = page.id
 )

@@ -42,7 +42,7 @@ PAID_IS_DELIVERED = """
 select f.payment_id::text as subject, 'is ' || f.stage || ', owes ' || f.owed || ' and waits without a reason' as said
 from fulfilments f left join undelivered u on u.payment_id = f.payment_id
 where f.captured_at <= %(before)s and u.reason is null and (u.since is null or u.since <= %(before)s)
-  and (f.stage in ('paid', 'purchased', 'allocated') or f.owed > 0)
+  and (f.stage = 'paid' or f.owed > 0)
 limit %(limit)s
 """
 
@@ -52,7 +52,7 @@ select f.payment_id::text as subject,
        'is ' || f.stage || ', owes ' || f.owed || ' and is ' || case when u.payment_id is null then 'not ' else '' end
        || 'registered' as said
 from fulfilments f left join undelivered u on u.payment_id = f.payment_id
-where (u.payment_id is not null) <> (f.stage in ('paid', 'purchased', 'allocated') or f.owed > 0)
+where (u.payment_id is not null) <> (f.stage = 'paid' or f.owed > 0)
 limit %(limit)s
 """
 

@@ -193,7 +193,7 @@ async def _go_on(tx: Tx, payment_ids: Sequence[UUID], notice: timedelta) -> None
 # Those of some payments that really owe nothing any more.
 NOTHING_OWED = """
 select payment_id from fulfilments
-where payment_id = any(%(payment_ids)b::uuid[]) and owed = 0 and stage in ('scheduled', 'completed', 'refunded')
+where payment_id = any(%(payment_ids)b::uuid[]) and owed = 0 and stage <> 'paid'
 """
 
 
