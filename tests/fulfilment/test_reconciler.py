@@ -146,3 +146,40 @@ async def stage_of(db: Database, road: world.Road) -> str:
     async with db.transaction(read_only=True) as tx:
         (finding,) = await diagnose(tx, payment_id=road.payment_id)
     return finding.stage
+
+
+async def test_a_stop_does_not_wait_for_a_task_that_hangs(db: Database, reconciler: Reconciler) -> None:
+    hanging = asyncio.Event()
+
+    async def hang() -> int:
+        hanging.set()
+        await asyncio.Event().wait()
+        return 0
+
+    reconciler.tasks = (Task("hang", timedelta(0), hang),)
+    stop = asyncio.Event()
+    running = asyncio.create_task(reconciler.run(stop))
+    await asyncio.wait_for(hanging.wait(), 10)
+    stop.set()
+    await asyncio.wait_for(running, 4)
+
+
+async def test_when_the_database_is_away_the_turn_ends_and_the_next_one_works(
+    db: Database, reconciler: Reconciler
+) -> None:
+    await world.a_payment(db)
+    away = [psycopg.OperationalError("connection refused")]
+    told: list[str] = []
+
+    async def fail_once() -> int:
+        if away:
+            raise away.pop()
+        told.append("here again")
+        return 1
+
+    reconciler.tasks = (Task("first", timedelta(0), fail_once), *reconciler.tasks)
+    assert await reconciler.run_once() == {"first": 0}
+    assert "connection refused" in (reconciler.worker.last_error or "")
+    counts = await reconciler.run_once()
+    assert (counts["first"], counts["PurchaseMissing"]) == (1, 1)
+    assert reconciler.worker.last_error is None

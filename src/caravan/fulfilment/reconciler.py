@@ -18,6 +18,7 @@ from hashlib import sha256
 from typing import Any
 from uuid import UUID
 
+import psycopg
 import structlog
 
 from caravan import deliveries
@@ -36,6 +37,7 @@ from caravan.web import auth, idempotency, login
 
 SERVICE = "reconciler"
 TURN_SECONDS = 5.0
+STOP_SECONDS = 2.0
 GAP_PAYMENTS_MAX = 100
 REGISTER_PAGE = 500
 RECHECK_PAYMENTS_MAX = 100
@@ -107,7 +109,7 @@ class Reconciler:
         beating = asyncio.create_task(self._beat_forever(), name="reconciler heartbeat")
         try:
             while not stop.is_set():
-                await self.run_once(stop)
+                await self._turn(stop)
                 pause = self.turn_seconds * random.uniform(0.8, 1.2)  # noqa: S311 - jitter
                 with suppress(TimeoutError):
                     await asyncio.wait_for(_first(stop, beating), pause)
@@ -119,6 +121,17 @@ class Reconciler:
         with suppress(Exception):  # a lease that is not given back ends by itself
             async with self.db.transaction(SERVICE) as tx:
                 await workers.leave(tx, self.worker)
+
+    async def _turn(self, stop: asyncio.Event) -> None:
+        """One turn, which a stop lets end by itself, but not for long: the database may be away."""
+        turn = asyncio.create_task(self.run_once(stop))
+        await _first(stop, turn)
+        await asyncio.wait({turn}, timeout=STOP_SECONDS if stop.is_set() else None)
+        if not turn.done():
+            turn.cancel()
+            await asyncio.wait({turn})
+        if not turn.cancelled():
+            turn.result()
 
     async def run_once(self, stop: asyncio.Event | None = None) -> dict[str, int]:
         """One turn: the tasks that are due, and how many things each did. One that failed counts 0 and is told of."""
@@ -136,6 +149,8 @@ class Reconciler:
             except Exception as error:
                 counts[task.name] = 0
                 self._failed(task, error)
+                if isinstance(error, psycopg.OperationalError) and error.sqlstate is None:
+                    break  # the database is away: the other tasks would only wait for it in turn
             task.due = clock() + task.every.total_seconds()
         failing = next((task.error for task in self.tasks if task.error), None)
         if failing is None:
@@ -307,10 +322,10 @@ async def _maintain_log(tx: Tx) -> int:
     return sum((await retention.maintain(tx)).values())
 
 
-async def _first(stop: asyncio.Event, beating: asyncio.Task[None]) -> None:
+async def _first(stop: asyncio.Event, other: asyncio.Task[Any]) -> None:
     waiting = asyncio.create_task(stop.wait())
     try:
-        await asyncio.wait({waiting, beating}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({waiting, other}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         waiting.cancel()
 
