@@ -61,5 +61,5 @@ def decode_envelope(document: str | bytes) -> Envelope:
     """Raises Unreadable(MALFORMED) for anything that is not an envelope."""
     try:
         return msgspec.json.decode(document, type=Envelope)
-    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise Unreadable("MALFORMED", str(error)) from None

@@ -74,7 +74,7 @@ def parse_resume(text: str | None, students: Collection[UUID]) -> dict[UUID, int
         raise FrameTooLarge
     try:
         resume = _decoder.decode(text)
-    except (msgspec.DecodeError, UnicodeError) as error:
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise FrameRefused(str(error)) from None
     if isinstance(resume.after, dict):
         asked = resume.after

@@ -32,7 +32,7 @@ TICKET_LIFETIME: Final = timedelta(seconds=30)
 TOKEN_CHARACTERS_MAX: Final = 200
 PASSWORD_CHARACTERS_MIN: Final = 8
 PASSWORD_CHARACTERS_MAX: Final = 256
-EMAIL: Final = re.compile(r"[^@\s\x00-\x1f\x7f]{1,64}@[^@\s\x00-\x1f\x7f]{1,189}")
+EMAIL: Final = re.compile(r"[^@\s\x00-\x1f\x7f\ud800-\udfff]{1,64}@[^@\s\x00-\x1f\x7f\ud800-\udfff]{1,189}")
 
 # OWASP's parameters for argon2id: 19 MiB, 2 passes. Two threads bound what many logins at once can take.
 _hasher = argon2.PasswordHasher(time_cost=2, memory_cost=19456, parallelism=1)
