@@ -205,3 +205,26 @@ async def test_no_coordinate_is_told(db: Database) -> None:
     finding = await the_finding(db, road)
     assert "12.345" not in repr(finding)
     assert "77.123" not in repr(finding)
+
+
+async def some_sessions_gone(db: Database, *, registered: bool = True) -> Road:
+    """Two of three sessions stand; the third one's time is booked."""
+    road = await world.a_payment(db, registered=registered)
+    await world.purchased(db, road)
+    await world.allocated(db, road)
+    await world.scheduled(db, road, close=False)
+    async with db.transaction() as tx:
+        await tx.execute("delete from tutoring_sessions where seq = 3")
+    return road
+
+
+async def test_some_sessions_missing(db: Database) -> None:
+    finding = await the_finding(db, await some_sessions_gone(db))
+    assert (finding.stage, finding.reason) == ("scheduled", "SESSIONS_MISSING")
+    assert says(finding, "2 scheduled", "1 owed")
+
+
+async def test_booked_time_waits_for_a_worker_that_is_not_there(db: Database) -> None:
+    road = await some_sessions_gone(db)
+    await world.said(db, road, "TRAINER_ALLOCATED")
+    assert (await the_finding(db, road)).reason == "NO_WORKER"

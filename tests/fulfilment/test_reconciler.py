@@ -15,6 +15,7 @@ from caravan.fulfilment.invariants import check
 from caravan.fulfilment.reconciler import TRY_LOCK, Reconciler, Task
 from caravan.settings import load_settings
 from tests.fulfilment import world
+from tests.fulfilment.test_diagnose import some_sessions_gone
 from tests.fulfilment.test_repair import a_free_trainer
 
 
@@ -183,3 +184,10 @@ async def test_when_the_database_is_away_the_turn_ends_and_the_next_one_works(
     counts = await reconciler.run_once()
     assert (counts["first"], counts["PurchaseMissing"]) == (1, 1)
     assert reconciler.worker.last_error is None
+
+
+@pytest.mark.parametrize("registered", [True, False])
+async def test_some_sessions_that_vanished_come_back(db: Database, reconciler: Reconciler, registered: bool) -> None:
+    await some_sessions_gone(db, registered=registered)
+    assert sum(moved(await reconciler.run_once()).values()) == 1
+    assert await violations(db) == []

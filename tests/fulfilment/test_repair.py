@@ -13,6 +13,7 @@ from caravan.fulfilment.invariants import check
 from caravan.fulfilment.repair import OperatorMustDecide, PaymentNotFound, Repaired, repair
 from caravan.ids import new_id
 from tests.fulfilment import world
+from tests.fulfilment.test_diagnose import some_sessions_gone
 from tests.fulfilment.world import Road
 
 
@@ -110,3 +111,10 @@ async def test_no_such_payment(db: Database) -> None:
     async with db.transaction() as tx:
         with pytest.raises(PaymentNotFound):
             await repair(tx, new_id(), by="ops", note=None, subscriptions=BY_GROUP)
+
+
+async def test_some_sessions_that_vanished_come_back(db: Database) -> None:
+    road = await some_sessions_gone(db)
+    done = await repaired(db, road)
+    assert (done.step, done.did) == ("make_up", "Booked the owed sessions: 3 scheduled.")
+    assert await violations(db) == []

@@ -111,7 +111,7 @@ _STEP_OF_STAGE = {
     Stage.PAID: Step.CREATE_PURCHASE,
     Stage.PURCHASED: Step.ALLOCATE_TRAINER,
     Stage.ALLOCATED: Step.SCHEDULE_SESSIONS,
-    Stage.SCHEDULED: Step.ALLOCATE_TRAINER,
+    Stage.SCHEDULED: Step.MAKE_UP,
 }
 
 Explanation = tuple[str | None, list[str], Step | None]
@@ -155,9 +155,9 @@ def _explain_stage(facts: Facts) -> Explanation:
         return None, [_DONE[stage]], None
     if not facts.registered:
         said = "It is not delivered, yet it is missing from the register of undelivered money, so nobody watches it."
-        reason, more, _step = _explain_hop(facts, HOP_OF_STAGE[stage])
+        reason, more, _step = _explain_hop(facts, HOP_OF_STAGE[Stage(facts.hop_stage or stage)])
         return reason or Technical.NOT_REGISTERED, [said, *more], Step.REGISTER
-    return _explain_hop(facts, HOP_OF_STAGE[stage])
+    return _explain_hop(facts, HOP_OF_STAGE[Stage(facts.hop_stage or stage)])
 
 
 _DONE = {
@@ -171,7 +171,7 @@ _DONE = {
 
 def _explain_hop(facts: Facts, hop: Hop) -> Explanation:
     """What became of the event that should have taken it out of its stage."""
-    step = _STEP_OF_STAGE[hop.stage]
+    step = _STEP_OF_STAGE[Stage(facts.stage or hop.stage)]
     if facts.event_pending:
         return None, [f"{facts.event_type} is being said: {facts.consumer_group} goes on from here."], step
     if facts.dead_letter_id is not None:
@@ -308,6 +308,7 @@ _LABELS = {
     Step.CREATE_PURCHASE: "Create the purchase",
     Step.ALLOCATE_TRAINER: "Look for a trainer",
     Step.SCHEDULE_SESSIONS: "Create the missing sessions",
+    Step.MAKE_UP: "Book the owed sessions",
     Step.CLOSE: "Take it off the register",
 }
 

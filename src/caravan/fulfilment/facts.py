@@ -58,7 +58,8 @@ class Facts:
     reason_since: datetime | None
     detail: dict[str, Any] | None
     held: bool
-    # the hop out of this stage
+    # the hop out of this stage; of owed sessions, the one that is next for them
+    hop_stage: str | None
     event_type: str | None
     consumer_group: str | None
     event_pending: bool  # said by this very transaction, so not in the log yet
@@ -104,7 +105,8 @@ select p.id as payment_id, p.student_id, coalesce(f.course_id, c.course_id) as c
        f.total, f.scheduled, f.completed, f.student_absent, f.refunded, f.owed,
        u.payment_id is not null as registered, u.since, u.reason, u.reason_since, u.detail,
        coalesce(u.held, false) as held,
-       hop.event_type, hop.consumer_group, false as event_pending, e.event_id, e.occurred_at as event_at,
+       hop.stage as hop_stage, hop.event_type, hop.consumer_group, false as event_pending,
+       e.event_id, e.occurred_at as event_at,
        extract(epoch from clock_timestamp() - e.occurred_at)::float8 as event_age_seconds,
        d.event_id as processed_event_id, d.processed_at,
        l.id as dead_letter_id, l.created_at as dead_letter_at, l.code as dead_letter_code, l.error as dead_letter_error,
@@ -124,7 +126,14 @@ left join lateral (
          (count(*) filter (where applied_at is null))::int as webhooks_unapplied
   from webhook_events where payment_id = p.id
 ) hook on true
-left join hop on hop.stage = f.stage and (f.stage <> 'scheduled' or f.owed > 0)
+left join hop on hop.stage = case
+  when f.stage = 'scheduled' and f.owed = 0 then null
+  when f.stage = 'scheduled' and exists (
+    select from bookings o cross join lateral unnest(o.starts) slot
+    where o.purchase_id = f.purchase_id and o.live
+      and not exists (select from tutoring_sessions t where t.booking_id = o.id and t.starts_at = slot)
+  ) then 'allocated'  -- time is booked, its sessions are missing
+  else f.stage end
 left join lateral (
   select event_id, occurred_at from outbox
   where correlation_id = p.id::text and type = hop.event_type order by id desc limit 1

@@ -25,6 +25,7 @@ class Step(StrEnum):
     CREATE_PURCHASE = "create_purchase"
     ALLOCATE_TRAINER = "allocate_trainer"
     SCHEDULE_SESSIONS = "schedule_sessions"
+    MAKE_UP = "make_up"
     CLOSE = "close"
 
 
@@ -102,7 +103,7 @@ GAPS: tuple[Gap, ...] = (
     Gap("PurchaseMissing", Stage.PAID, timedelta(seconds=10), Step.CREATE_PURCHASE, FIND_PURCHASE_MISSING),
     Gap("AllocationMissing", Stage.PURCHASED, timedelta(seconds=10), Step.ALLOCATE_TRAINER, FIND_ALLOCATION_MISSING),
     Gap("SessionsMissing", Stage.ALLOCATED, timedelta(seconds=10), Step.SCHEDULE_SESSIONS, FIND_SESSIONS_MISSING),
-    Gap("SessionsOwed", Stage.SCHEDULED, timedelta(seconds=10), Step.ALLOCATE_TRAINER, FIND_SESSIONS_OWED),
+    Gap("SessionsOwed", Stage.SCHEDULED, timedelta(seconds=10), Step.MAKE_UP, FIND_SESSIONS_OWED),
 )
 
 

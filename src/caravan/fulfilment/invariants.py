@@ -133,7 +133,8 @@ where b.live and (b.during <> slots.covered or slots.twice)
 limit %(limit)s
 """
 
-# The sessions of a booking are its slots: none without, and (after a moment) none missing.
+# The sessions of a booking are its slots: none without, and (after a moment) none missing. What began before it had a
+# session was missed by everybody: that is owed, not a broken booking.
 SESSIONS_ARE_THE_SLOTS = """
 select t.id::text as subject, 'is scheduled outside of its booking ' || t.booking_id as said
 from tutoring_sessions t left join bookings b on b.id = t.booking_id
@@ -144,7 +145,7 @@ where t.status = 'scheduled'
 union all
 select b.id::text, 'has a slot at ' || slot || ' without a session'
 from bookings b cross join lateral unnest(b.starts) slot
-where b.live and b.kind <> 'hold' and b.created_at <= %(before)s
+where b.live and b.kind <> 'hold' and b.created_at <= %(before)s and slot > %(now)s
   and not exists (select from tutoring_sessions t where t.booking_id = b.id and t.starts_at = slot)
 limit %(limit)s
 """

@@ -163,8 +163,11 @@ async def run_step(tx: Tx, step: Step, payment_ids: Sequence[UUID], *, notice: t
         case Step.ALLOCATE_TRAINER:
             purchases = await tx.values(PURCHASES_OF, {"payment_ids": ids})
             await settle_allocations(tx, purchases, notice=notice)
-        case Step.SCHEDULE_SESSIONS:
-            await sync_sessions(tx, await tx.values(PURCHASES_OF, {"payment_ids": ids}))
+        case Step.SCHEDULE_SESSIONS | Step.MAKE_UP:
+            # What went by while no worker numbered it is owed still: it is booked anew first.
+            purchases = await tx.values(PURCHASES_OF, {"payment_ids": ids})
+            await settle_allocations(tx, purchases, notice=notice)
+            await sync_sessions(tx, purchases)
         case Step.CLOSE:
             await _close(tx, ids, notice)
 
@@ -219,6 +222,8 @@ def _tell(step: Step, before: Finding, after: Finding, facts: Facts) -> str:
             return f"Allocated trainer {facts.trainer_id} (allocation {facts.allocation_id})."
         case Step.SCHEDULE_SESSIONS if facts.scheduled:
             return f"Created the missing sessions: {facts.scheduled} scheduled."
+        case Step.MAKE_UP if not facts.owed:
+            return f"Booked the owed sessions: {facts.scheduled} scheduled."
         case Step.REGISTER:
             return f"Registered it as undelivered money and went on: it is {after.stage} now."
         case Step.CLOSE:
