@@ -10,7 +10,7 @@ import httpx2
 import pytest
 
 from caravan.db import Database
-from caravan.people import students, trainers
+from caravan.people import admin_routes, students, trainers
 from caravan.people.routes import router
 from caravan.web.auth import Actor, Role
 from caravan.web.routes import router as web_router
@@ -75,7 +75,7 @@ class Office:
 
 @pytest.fixture
 async def office(db: Database) -> AsyncIterator[Office]:
-    async with client_of(make_app(db, web_router, router)) as client:
+    async with client_of(make_app(db, web_router, router, admin_routes.router)) as client:
         yield await Office(db, client).open()
 
 

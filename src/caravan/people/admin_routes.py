@@ -22,7 +22,7 @@ from caravan.web.schemas import In, Name, Note, Out
 SOURCE = "admin-service"
 PAGE = 100
 
-router = APIRouter(prefix="/admin", tags=["admin"])
+router = APIRouter(prefix="/api/v1/admin", tags=["admin"])
 
 Mode = Literal["online", "home", "center"]
 

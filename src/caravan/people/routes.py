@@ -10,7 +10,6 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Field, field_validator
 
 from caravan.db import Tx
-from caravan.people import admin_routes
 from caravan.people.students import ZONE, Student, create_student, get_student, update_student
 from caravan.web import audit, auth
 from caravan.web.auth import Actor, Role
@@ -140,5 +139,3 @@ def _show(student: Student, actor: Actor) -> StudentOut:
         updated_at=student.updated_at,
     )
 
-
-router.include_router(admin_routes.router)
