@@ -5,33 +5,33 @@ Used by the parts that decide in which order things happen: orders, races, model
 
 from __future__ import annotations
 
-import asyncio
-import multiprocessing
-from collections.abc import AsyncGenerator, Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+
+from psycopg import sql
 
 from caravan.apps.subscriptions import SUBSCRIPTIONS
 from caravan.db import Database, Tx
 from caravan.eventlog.consumer import Consumer
 from caravan.eventlog.subscription import Subscription, register_groups
 from caravan.eventlog.workers import Worker
+from verify.processes import in_processes
 from verify.report import PartResult
 from verify.scratch import ScratchDatabase
 
-PROCESSES = 2
 TURNS_MAX = 5_000
-
-T = TypeVar("T")
 
 
 class MovedClock(Database):
     """A database whose transactions happen `ahead` of the real time: an outage of days takes no time at all."""
 
     ahead: timedelta = timedelta(0)
+
+    async def __aenter__(self) -> MovedClock:
+        await self.open()
+        return self
 
     @asynccontextmanager
     async def transaction(self, source: str = "caravan", *, read_only: bool = False) -> AsyncGenerator[Tx]:
@@ -88,6 +88,24 @@ class Crew:
         raise StillBusy
 
 
+# What stays when a database is emptied: who reads the log, and where.
+KEPT = ("consumer_groups", "log_cursors", "workers", "installation", "schema_migrations")
+LIST_TABLES = """
+select c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace
+where n.nspname = 'public' and c.relkind in ('r', 'p') and not c.relispartition and c.relname <> all(%(kept)s)
+"""
+
+
+async def wipe(db: Database) -> None:
+    """Empty a scratch database between cases, so that each is alone; the log's readers stay where they are."""
+    async with db.transaction("verify") as tx:
+        tables = await tx.values(LIST_TABLES, {"kept": list(KEPT)})
+        # Without triggers, so neither foreign keys nor the append-only audit log mind.
+        deletes = [sql.SQL("delete from {}").format(sql.Identifier(table)) for table in tables]
+        await tx.execute("set local session_replication_role = replica")
+        await tx.connection.execute(sql.SQL("; ").join(deletes))
+
+
 @dataclass(frozen=True, slots=True)
 class Share:
     """What one process is to do: `numbers` of a part's cases (or rounds, or examples), on a database of its own."""
@@ -100,17 +118,8 @@ class Share:
     database: ScratchDatabase
 
 
-async def spread(shares: Sequence[Share], work: Callable[[Share], PartResult]) -> list[PartResult]:
-    """Run `work`, a function of a module, over each share, each in a process of its own."""
-    if len(shares) == 1:
-        return [await asyncio.to_thread(work, shares[0])]
-    loop = asyncio.get_running_loop()
-    with ProcessPoolExecutor(len(shares), mp_context=multiprocessing.get_context("spawn")) as pool:
-        return await asyncio.gather(*(loop.run_in_executor(pool, _quietly, work, share) for share in shares))
-
-
-def _quietly(work: Callable[[Share], PartResult], share: Share) -> PartResult:
-    from verify.__main__ import be_quiet
-
-    be_quiet()
-    return work(share)
+async def spread(shares: Sequence[Share], work: Callable[[Share], Awaitable[PartResult]]) -> list[PartResult]:
+    """Run `work`, a function of a module, over each share: one alone here, several each in a process of its own."""
+    for share in shares:
+        share.database.check()
+    return [await work(shares[0])] if len(shares) == 1 else await in_processes(work, shares)

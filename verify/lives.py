@@ -99,7 +99,7 @@ LIVES: tuple[Life, ...] = (
         (BUY, ATTEMPT, B_SUCCEEDED, A_LATE, _later(A_REFUNDED_THIRD, "second attempt")),
         kinds=("second capture", "partial refund"),
     ),
-    Life("refunded by the provider", (*FAILS, A_REFUNDED), coins=10, kinds=("full refund",)),
+    Life("refunded by the provider", (*FAILS, A_REFUNDED), kinds=("full refund",)),
     Life("refunded in parts by the provider", (*PLAIN, A_REFUNDED_THIRD, A_REFUNDED_REST), kinds=("partial refund",)),
     Life("refunded by an operator", (*FAILS, FULL), coins=10, kinds=("full refund",)),
     Life("one session less", (*FAILS, ONE_LESS), kinds=("partial refund",)),
@@ -258,5 +258,5 @@ def _captured_end(life: Life, role: str, paid: bool) -> dict[str, Any]:
     }
 
 
-def _count(sessions: Any) -> int:
-    return len(sessions) if isinstance(sessions, tuple) else int(sessions)
+def _count(sessions: int | tuple[int, ...]) -> int:
+    return sessions if isinstance(sessions, int) else len(sessions)
