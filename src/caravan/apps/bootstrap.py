@@ -7,14 +7,15 @@ import socket
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from hashlib import sha256
 
-from caravan.apps.subscriptions import SUBSCRIPTIONS
+from caravan.apps.subscriptions import subscribe
 from caravan.db import Database
 from caravan.db.migrate import check_schema
 from caravan.db.wake import Wake
 from caravan.eventlog.rebase import rebase_if_moved
-from caravan.eventlog.subscription import register_groups
+from caravan.eventlog.subscription import Subscription, register_groups
 from caravan.settings import BadSettings, Settings
 from caravan.web import audit
 
@@ -28,6 +29,7 @@ class Platform:
     settings: Settings
     db: Database
     wake: Wake
+    subscriptions: tuple[Subscription, ...]
 
 
 @asynccontextmanager
@@ -37,14 +39,15 @@ async def open_platform(settings: Settings) -> AsyncGenerator[Platform]:
         raise BadSettings("POSTGRES_URL: there is no database to work with; set it, or use `caravan up`.")
     audit.use_build(settings.build)
     await check_schema(settings.postgres_url)
+    subscriptions = subscribe(timedelta(hours=settings.notice_hours))
     wake = Wake(settings.postgres_direct_url or settings.postgres_url)
     async with Database(settings.postgres_url, max_connections=CONNECTIONS_MAX, on_hints=wake.send) as db:
         await rebase_if_moved(db)
         async with db.transaction() as tx:
-            await register_groups(tx, SUBSCRIPTIONS)
+            await register_groups(tx, subscriptions)
         await wake.start()
         try:
-            yield Platform(settings, db, wake)
+            yield Platform(settings, db, wake, subscriptions)
         finally:
             await wake.stop()
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from caravan.allocations import handlers as allocations
+from caravan.allocations.operations import NOTICE
 from caravan.carts import handlers as carts
 from caravan.db import Tx
 from caravan.eventlog.subscription import Handler, Subscription
@@ -38,49 +41,55 @@ def in_turn(*handlers: Handler) -> Handler:
 
 RESOURCES = (StudentUpdated, TrainerUpdated, CourseUpdated, BookingReleased)
 
-SUBSCRIPTIONS: tuple[Subscription, ...] = (
-    Subscription(
-        group="purchase-creation-workers",
-        service="purchase-worker",
-        label="PurchaseWorker",
-        handlers={
-            PurchaseConfirmed: in_turn(purchases.create_purchases, carts.empty_carts),
-            PurchaseRefunded: purchases.apply_refunds,
-            StudentUpdated: purchases.resume_payments,
-            CourseUpdated: purchases.resume_payments,
-        },
-    ),
-    Subscription(
-        group="trainer-allocation-workers",
-        service="allocation-worker",
-        label="AllocationWorker",
-        handlers={
-            PurchaseCreated: allocations.allocate_trainers,
-            PurchaseRefunded: allocations.undo_refunded,
-            SessionChanged: allocations.settle_changed,
-            **dict.fromkeys(RESOURCES, allocations.resume_waiting),
-        },
-    ),
-    Subscription(
-        group="session-scheduling-workers",
-        service="session-worker",
-        label="SessionWorker",
-        handlers={
-            TrainerAllocated: sessions.schedule_sessions,
-            BookingReleased: sessions.schedule_sessions,
-            PurchaseRefunded: sessions.schedule_sessions,
-        },
-    ),
-    Subscription(
-        group="cache-invalidation-workers",
-        service="cache-worker",
-        label="CacheWorker",
-        # What a family sees, but for the payment itself, which is not waited for.
-        handlers={
-            event: student_views.invalidate_views
-            for event in ALL
-            if event is not PurchaseConfirmed and event not in RESOURCES
-        },
-    ),
-)
+
+def subscribe(notice: timedelta = NOTICE) -> tuple[Subscription, ...]:
+    """All of it. `notice`: how long before its first session a purchase must be booked at the latest."""
+    return (
+        Subscription(
+            group="purchase-creation-workers",
+            service="purchase-worker",
+            label="PurchaseWorker",
+            handlers={
+                PurchaseConfirmed: in_turn(purchases.create_purchases, carts.empty_carts),
+                PurchaseRefunded: purchases.apply_refunds,
+                StudentUpdated: purchases.resume_payments,
+                CourseUpdated: purchases.resume_payments,
+            },
+        ),
+        Subscription(
+            group="trainer-allocation-workers",
+            service="allocation-worker",
+            label="AllocationWorker",
+            handlers={
+                PurchaseCreated: partial(allocations.allocate_trainers, notice=notice),
+                PurchaseRefunded: partial(allocations.undo_refunded, notice=notice),
+                SessionChanged: partial(allocations.settle_changed, notice=notice),
+                **dict.fromkeys(RESOURCES, partial(allocations.resume_waiting, notice=notice)),
+            },
+        ),
+        Subscription(
+            group="session-scheduling-workers",
+            service="session-worker",
+            label="SessionWorker",
+            handlers={
+                TrainerAllocated: sessions.schedule_sessions,
+                BookingReleased: sessions.schedule_sessions,
+                PurchaseRefunded: sessions.schedule_sessions,
+            },
+        ),
+        Subscription(
+            group="cache-invalidation-workers",
+            service="cache-worker",
+            label="CacheWorker",
+            # What a family sees, but for the payment itself, which is not waited for.
+            handlers={
+                event: student_views.invalidate_views
+                for event in ALL
+                if event is not PurchaseConfirmed and event not in RESOURCES
+            },
+        ),
+    )
+
+
+SUBSCRIPTIONS = subscribe()
 BY_GROUP = {subscription.group: subscription for subscription in SUBSCRIPTIONS}

@@ -8,6 +8,7 @@ import logging
 import socket
 from collections.abc import Collection, Generator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import uvicorn
@@ -19,7 +20,7 @@ from caravan.apps.bootstrap import Platform, open_platform
 from caravan.apps.health import check_ready, render_metrics
 from caravan.apps.line import Line, Order
 from caravan.apps.services import SERVICES, WEB, WORKERS
-from caravan.apps.subscriptions import BY_GROUP
+from caravan.apps.subscriptions import subscribe
 from caravan.db import Database
 from caravan.db.wake import Wake
 from caravan.realtime.gateway import Gateway
@@ -73,9 +74,9 @@ def create_app(
         redoc_url=None,
     )
     app.state.settings, app.state.db, app.state.wake = settings, db, wake
-    app.state.subscriptions = BY_GROUP
     app.state.gateway = Gateway(db, wake)
-    app.state.subscriptions = BY_GROUP  # what the operator's replay runs through
+    # What the operator's replay runs through.
+    app.state.subscriptions = {each.group: each for each in subscribe(timedelta(hours=settings.notice_hours))}
     app.include_router(health)
     app.include_router(readiness(watched))
     for name in services:
@@ -163,9 +164,7 @@ async def run_child(line: Line, settings: Settings, order: Order) -> None:
         sockets = [socket.socket(fileno=int(order["fd"]))]
         async with asyncio.TaskGroup() as parts:
             parts.create_task(
-                serve_web(
-                    platform, order["services"], line.stop, listening=listening, sockets=sockets, watched=WORKERS
-                )
+                serve_web(platform, order["services"], line.stop, listening=listening, sockets=sockets, watched=WORKERS)
             )
             await listening.wait()
             line.answer(order)

@@ -10,7 +10,6 @@ import structlog
 
 from caravan.apps.bootstrap import Platform, open_platform, worker_name
 from caravan.apps.line import Line, Order
-from caravan.apps.subscriptions import SUBSCRIPTIONS
 from caravan.eventlog.consumer import Consumer
 from caravan.eventlog.subscription import Subscription
 from caravan.eventlog.workers import Worker
@@ -51,7 +50,7 @@ class Workers:
         if service == "reconciler":
             loops = [Reconciler(self._platform.db, self._platform.settings).run(stop)]
         else:
-            loops = [self._consumer(each).run(stop) for each in SUBSCRIPTIONS if each.service == service]
+            loops = [self._consumer(each).run(stop) for each in self._platform.subscriptions if each.service == service]
         tasks = [self._tasks.create_task(loop, name=service) for loop in loops]
         self._running[service] = stop, tasks
 

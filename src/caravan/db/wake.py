@@ -42,6 +42,9 @@ class Wake:
     def subscribe(self, listener: Listener) -> None:
         self._listeners.append(listener)
 
+    def unsubscribe(self, listener: Listener) -> None:
+        self._listeners.remove(listener)
+
     async def start(self, *, listen: bool = True) -> None:
         self._tasks.append(asyncio.create_task(self._notify_forever(), name="wake-notify"))
         if listen:

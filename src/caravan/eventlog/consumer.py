@@ -58,8 +58,7 @@ class Consumer:
         self._woken = asyncio.Event()
         self._join_at = 0.0
         self._save_at = 0.0
-        if wake:
-            wake.subscribe(lambda _keys: self._woken.set())
+        self._wake = wake
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop`; then give the cursors back. Raises Superseded when the name is taken over."""
@@ -67,6 +66,8 @@ class Consumer:
         await self._retrying(self.enter)
         log.info(f"[{label}] Initialized", group=self.subscription.group, worker=self.worker.name)
         log.info(f"[{label}] Started", group=self.subscription.group, worker=self.worker.name)
+        if self._wake:
+            self._wake.subscribe(self._stir)
         beating = asyncio.create_task(self._beat_forever(), name=f"{label} heartbeat")
         stopped = asyncio.create_task(stop.wait(), name=f"{label} stop")
         try:
@@ -84,11 +85,16 @@ class Consumer:
                 if not done:
                     await self._wait_for_work(stopped)
         finally:
+            if self._wake:
+                self._wake.unsubscribe(self._stir)
             beating.cancel()
             stopped.cancel()
             await asyncio.gather(beating, stopped, return_exceptions=True)
         await self._retrying(self.leave)
         log.info(f"[{label}] Stopped", group=self.subscription.group, events=self.worker.events_done)
+
+    def _stir(self, _keys: frozenset[str]) -> None:
+        self._woken.set()
 
     async def run_once(self) -> int:
         """One turn over the cursors this worker owns; the number of events it got past (0: nothing waits)."""
