@@ -179,7 +179,7 @@ class Case:
         payment = self.payments[role]
         same = fact.name not in self.happened or dice.random() < 0.5
         event_id = f"msg_{payment}_{fact.name.replace(' ', '_')}" if same else None
-        headers, body = sign(tx, payment, type, cents=cents, refund_id=refund_id, event_id=event_id)
+        headers, body = sign(tx.now, payment, type, cents=cents, refund_id=refund_id, event_id=event_id)
         await receive_webhook(tx, sandbox(), headers, body)
 
     @property
