@@ -89,7 +89,7 @@ async def run_fleet(
         }
 
 
-async def settle(db: Database, result: PartResult, orders: list[Order], load: Load, case: str) -> None:
+async def settle(db: Database, result: PartResult, orders: list[Order], load: Load, case: str | None = None) -> None:
     """Hold a quiet system against the history and the invariants."""
     async with db.transaction("verify", read_only=True) as tx:
         await tx.execute("set local statement_timeout = '120s'")

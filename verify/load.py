@@ -111,7 +111,7 @@ class Load:
                     while not self.may():  # noqa: ASYNC110 - what it waits for is a condition of others
                         await asyncio.sleep(PAUSE_SECONDS)
                     started = time.monotonic()
-                    await self._order(line, order)
+                    await self.serve(line, order)
                     self.slowest_seconds = max(self.slowest_seconds, time.monotonic() - started)
                     self.done += 1
             finally:
@@ -123,8 +123,11 @@ class Load:
 
     # -------------------------------------------------------------- one order
 
-    async def _order(self, line: Line, order: Order) -> None:
+    async def serve(self, line: Line, order: Order, on_created: Callable[[], None] | None = None) -> None:
+        """Make it and pay it, for as long as that takes. `on_created` is called when it is made."""
         order.created = await self._until_told(lambda port: self._create(line, port, order))
+        if order.created is Told.OK and on_created:
+            on_created()
         if order.created is not Told.OK or not order.pays:
             return
         event_id = f"msg_{new_id()}"

@@ -105,6 +105,8 @@ class Consumer:
                 done += await self._turn(cursor)
             except Fenced:
                 self._cursors.pop(cursor.id, None)
+                self._join_at = 0.0  # what is stored may be ours still
+                self._woken.set()
         self.worker.progressed = True
         self._transient_attempts = 0
         return done
@@ -128,7 +130,8 @@ class Consumer:
             await self._join()
 
     async def _join(self) -> None:
-        """Take what is free. A known cursor keeps its place in memory, which may be beyond the stored one."""
+        """Take what is free. A known cursor keeps its place in memory, which may be beyond the stored one, while the
+        server lives."""
         now = asyncio.get_running_loop().time()
         async with self.db.transaction(self.worker.service) as tx:
             owned = await postgres_log.join_group(
@@ -137,7 +140,8 @@ class Consumer:
             cursors: dict[UUID, Cursor] = {}
             for stored in owned:
                 known = self._cursors.get(stored.id)
-                cursors[stored.id] = known if known and known.partitions == stored.partitions else stored
+                alike = known and (known.partitions, known.life) == (stored.partitions, stored.life)
+                cursors[stored.id] = known if known and alike else stored
                 if now >= self._save_at and cursors[stored.id] != stored:
                     await postgres_log.move_cursor(tx, cursors[stored.id])
         self._cursors = cursors

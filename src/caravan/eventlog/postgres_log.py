@@ -4,6 +4,10 @@ Ids commit out of order, so a cursor on the id would lose events. Instead a wind
 was not at its start: a late commit simply arrives in a later window, and a long writer stalls nobody. Within a window
 the id orders: a student's events get their ids under the lock of the student's counter, so their order is kept.
 
+A snapshot that is not stored ends with the server's life: after a crash PostgreSQL gives out again the transaction ids
+that left no durable trace (a rollback's, a NOTIFY's), and the snapshot would take what they say for seen. A stored one
+is safe: the transaction that stored it has a later id, and is durable.
+
 A cursor is a position for some of a group's partitions. The worker that owns it locks its row in the transaction of
 the batch, which fences a frozen predecessor; splitting it between two workers needs the same lock, and nothing else.
 Figures: shared research, "The log by windows between snapshots".
@@ -12,6 +16,7 @@ Figures: shared research, "The log by windows between snapshots".
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -25,7 +30,10 @@ BEGINNING = "3:3:"  # a snapshot that has seen nothing: a new group starts at th
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """A place in the log. Between windows `window_end` is None; within one `last_id` is the last event done."""
+    """A place in the log. Between windows `window_end` is None; within one `last_id` is the last event done.
+
+    `life`: when the server whose transaction ids its snapshots speak of last recovered; see the module.
+    """
 
     id: UUID
     partitions: tuple[int, ...]
@@ -33,17 +41,24 @@ class Cursor:
     window_end: str | None
     last_id: int
     highest_id: int
+    life: datetime | None
 
     def finished(self) -> Cursor:
         assert self.window_end is not None
         return replace(self, window_start=self.window_end, window_end=None, last_id=0, highest_id=0)
 
 
+CRASHED = "the server has crashed: a snapshot of its earlier life may count as seen what is not"
+
+
 class Fenced(Exception):
-    """Another worker owns the cursor now: drop it, nothing was done."""
+    """Another worker owns the cursor now, or the server has crashed since: drop it, nothing was done."""
 
 
 SNAPSHOT = "select pg_current_snapshot()::text"
+
+# Statistics do not survive a crash: when these begin tells one life of the server from the next. Anybody may ask.
+SNAPSHOT_AND_LIFE = "select pg_current_snapshot()::text, (select stats_reset from pg_stat_bgwriter)"
 
 # The ids between which a window's events lie, through the index on xid: from the start's xmax to the end's, plus what
 # was in progress at the start.
@@ -61,14 +76,16 @@ select min(id), max(id) from (
 
 
 async def open_window(db: Database, cursor: Cursor) -> Cursor:
-    """A cursor with a window to read, or without one where nothing has been said since.
+    """A cursor with a window to read, or without one where nothing has been said since. Raises Fenced after a crash.
 
     The snapshot is taken outside any transaction of ours: one that had written would count itself as seen.
     """
     async with db.connection() as connection:
-        row = await (await connection.execute(SNAPSHOT)).fetchone()
+        row = await (await connection.execute(SNAPSHOT_AND_LIFE)).fetchone()
         assert row is not None
         end: str = row[0]
+        if row[1] != cursor.life:
+            raise Fenced(CRASHED)
         if end == cursor.window_start:
             return cursor
         bounds = await (
@@ -83,16 +100,19 @@ async def open_window(db: Database, cursor: Cursor) -> Cursor:
 
 # The owner locks its cursor for the batch: whoever wants to take it over waits, or is already recorded here.
 LOCK_CURSOR = """
-select partitions from log_cursors
+select partitions, (select stats_reset from pg_stat_bgwriter) from log_cursors
 where id = %(id)s and owner = %(owner)s and owner_incarnation = %(incarnation)s for no key update
 """
 
 
 async def lock_cursor(tx: Tx, cursor: Cursor, owner: str, incarnation: UUID) -> Cursor:
     """The cursor with its present partitions (another worker may have taken half of them); raises Fenced."""
-    partitions = await tx.value(LOCK_CURSOR, {"id": cursor.id, "owner": owner, "incarnation": incarnation})
-    if partitions is None:
+    rows = await tx.tuples(LOCK_CURSOR, {"id": cursor.id, "owner": owner, "incarnation": incarnation})
+    if not rows:
         raise Fenced(f"cursor {cursor.id} belongs to another worker")
+    [(partitions, life)] = rows
+    if life != cursor.life:
+        raise Fenced(CRASHED)
     return replace(cursor, partitions=tuple(partitions))
 
 
@@ -189,7 +209,9 @@ where id in (
 """
 
 LIST_OWN_CURSORS = """
-select id, partitions, window_start::text, window_end::text, last_id, highest_id from log_cursors
+select id, partitions, window_start::text, window_end::text, last_id, highest_id,
+       (select stats_reset from pg_stat_bgwriter)
+from log_cursors
 where consumer_group = %(group)s and owner = %(owner)s and owner_incarnation = %(incarnation)s order by id for update
 """
 
