@@ -124,18 +124,19 @@ class Load:
     # -------------------------------------------------------------- one order
 
     async def serve(self, line: Line, order: Order, on_created: Callable[[], None] | None = None) -> None:
-        """Make it and pay it, for as long as that takes. `on_created` is called when it is made."""
-        order.created = await self._until_told(lambda port: self._create(line, port, order))
+        """Make it and pay it. `on_created` is called when it is made; who wants to know that does not walk away."""
+        patient = on_created is not None
+        order.created = await self._until_told(lambda port: self._create(line, port, order), patient)
         if order.created is Told.OK and on_created:
             on_created()
         if order.created is not Told.OK or not order.pays:
             return
         event_id = f"msg_{new_id()}"
-        order.paid = await self._until_told(lambda port: self._pay(line, port, order, event_id))
+        order.paid = await self._until_told(lambda port: self._pay(line, port, order, event_id), patient)
         if order.paid is Told.OK and self.dice.random() < DOUBLES:  # the browser's button again, the provider again
             await self._until_told(lambda port: self._pay(line, port, order, event_id))
 
-    async def _until_told(self, ask: Callable[[int], Awaitable[int]]) -> Told:
+    async def _until_told(self, ask: Callable[[int], Awaitable[int]], patient: bool = False) -> Told:
         """Ask until there is an answer; some give up after one that never came."""
         told = Told.NOTHING
         for _ in range(TRIES_MAX):
@@ -146,7 +147,7 @@ class Load:
             except NoAnswer:
                 self.answers["no answer"] += 1
                 told = Told.UNKNOWN
-                if self.dice.random() < WALKS_AWAY:
+                if not patient and self.dice.random() < WALKS_AWAY:
                     return told
             else:
                 self.answers[str(status)] += 1

@@ -7,7 +7,7 @@ import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import psycopg
 from psycopg import sql
@@ -25,6 +25,8 @@ STATEMENT_TIMEOUT_SECONDS = 30
 LOCK_TIMEOUT_SECONDS = 10
 TRANSACT_ATTEMPTS = 8
 POOL_TIMEOUT_SECONDS = 5.0  # then the answer is 503 TRY_AGAIN
+KNOCK_SECONDS_MAX = 300.0  # how long one attempt to connect goes on; as long as the pool itself would
+KNOCK_PAUSE_SECONDS_MAX = 0.5
 
 # One round trip opens the transaction, bounds it and tells its instant. SET LOCAL only: safe behind a pooler.
 BOUNDS_AND_INSTANT = sql.SQL(
@@ -35,6 +37,24 @@ BOUNDS_AND_INSTANT = sql.SQL(
 )
 BEGIN = (sql.SQL("begin; ") + BOUNDS_AND_INSTANT).as_bytes()
 BEGIN_READ_ONLY = (sql.SQL("begin isolation level repeatable read read only; ") + BOUNDS_AND_INSTANT).as_bytes()
+
+
+class _Connection(psycopg.AsyncConnection[Any]):
+    """Knocks again soon where nobody opens: the pool alone would wait 1, 2, 4 ... seconds, long after a restart."""
+
+    @classmethod
+    async def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:  # pyright: ignore[reportIncompatibleMethodOverride]
+        loop = asyncio.get_running_loop()
+        until = loop.time() + KNOCK_SECONDS_MAX
+        pause = 0.05
+        while True:
+            try:
+                return await super().connect(conninfo, **kwargs)
+            except psycopg.OperationalError as error:
+                if loop.time() > until or not is_transient(error):
+                    raise
+            await asyncio.sleep(random.uniform(0.5, 1) * pause)  # noqa: S311 - jitter
+            pause = min(KNOCK_PAUSE_SECONDS_MAX, pause * 1.5)
 
 
 class Database:
@@ -54,6 +74,8 @@ class Database:
         self.on_hints = on_hints
         self._pool: AsyncConnectionPool[psycopg.AsyncConnection[Any]] = AsyncConnectionPool(
             url,
+            connection_class=_Connection,
+            reconnect_timeout=KNOCK_SECONDS_MAX,
             min_size=0,
             max_size=max_connections,
             max_idle=60,
