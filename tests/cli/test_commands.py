@@ -172,6 +172,23 @@ def test_a_well_installation(up: Up) -> None:
     assert run(up, "repair", "--all")["items"] == []
 
 
+def test_the_doctor_looks_deeper_when_asked(up: Up) -> None:
+    assert run(up, "doctor", "--deep")["ok"] is True
+    payment, place = up.buy(up.demo["students"][0], "7:00 AM"), '{"at": [28.4595, 77.0266]}'
+    until(lambda: run(up, "doctor", "--deep")["ok"], "the payment is delivered")
+    tell = "update payments set metadata = %s::jsonb where id = %s returning student_id"
+    locate = "update students set latitude = 28.4595, longitude = 77.0266 where id = %s returning id"
+    rows(up, locate, rows(up, tell, place, payment)[0]["student_id"])
+
+    assert run(up, "doctor")["ok"] is True
+    found = [check for check in run(up, "doctor", "--deep", code=6)["checks"] if not check["ok"]]
+
+    assert [(check["name"], check["said"]) for check in found] == [
+        ("PlacesAreKept", "PlacesAreKept: payments.metadata holds coordinates")
+    ]
+    rows(up, tell, "{}", payment)
+
+
 @pytest.mark.parametrize("command", ["doctor", "workers", "lag", "diagnose", "dead-letters list", "repair --all"])
 def test_for_a_reader_too(up: Up, command: str) -> None:
     done = caravan(*command.split(), "--data", up.data)

@@ -38,7 +38,7 @@ async def a_free_trainer(db: Database, road: Road) -> None:
 
 async def violations(db: Database) -> list[str]:
     async with db.transaction(read_only=True) as tx:
-        return [str(violation) for violation in await check(tx, leeway=timedelta(0))]
+        return [str(violation) for violation in await check(tx, world.BY_HAND, leeway=timedelta(0))]
 
 
 async def test_each_press_does_one_step_until_it_is_delivered(db: Database) -> None:

@@ -63,11 +63,15 @@ def migrate(data: Data = None, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def doctor(data: Data = None, as_json: AsJson = False) -> None:
+def doctor(
+    deep: Annotated[bool, typer.Option("--deep", help="Also hold the whole log and every text against it.")] = False,
+    data: Data = None,
+    as_json: AsJson = False,
+) -> None:
     """Is this installation well? Settings, database, workers, lag, and what must always be true."""
     from caravan.cli.doctor import doctor as run
 
-    raise typer.Exit(run(data, as_json=as_json))
+    raise typer.Exit(run(data, deep=deep, as_json=as_json))
 
 
 @app.command()
