@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -28,10 +28,19 @@ from caravan.events import BY_TYPE, Event
 
 PAGE_EVENTS_MAX = 256
 SAVE_SECONDS = 30.0  # how old a stored position may grow while only others' events go by
+STOP_SECONDS = 2.0
 POLL_SECONDS = 1.0  # the safety net under the wake-up hints
 KNOWN_TYPES = list(BY_TYPE)
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Suspicion:
+    """Somewhere in a cursor's next `limit` events is a bug; `attempts`: how often the first failed alone."""
+
+    limit: int
+    attempts: int = 0
 
 
 class Consumer:
@@ -52,8 +61,7 @@ class Consumer:
         self._types = subscription.types
         self._cursors: dict[UUID, Cursor] = {}
         self._page_max = page_events_max
-        self._limit = page_events_max  # smaller while a poisoned page is being halved
-        self._suspect_attempts = 0
+        self._suspicions: dict[UUID, Suspicion] = {}  # by cursor: one that flows says nothing of another's bug
         self._transient_attempts = 0
         self._woken = asyncio.Event()
         self._join_at = 0.0
@@ -61,7 +69,21 @@ class Consumer:
         self._wake = wake
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Work until `stop`; then give the cursors back. Raises Superseded when the name is taken over."""
+        """Work until `stop`; then end the batch and give the cursors back, where that is soon done (the database may be
+        away; a lease ends by itself). Raises Superseded when the name is taken over."""
+        working = asyncio.create_task(self._work(stop), name=self.subscription.label)
+        stopped = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({working}, timeout=STOP_SECONDS)
+        finally:
+            stopped.cancel()
+            working.cancel()
+            await asyncio.wait({working})
+        if not working.cancelled():
+            working.result()
+
+    async def _work(self, stop: asyncio.Event) -> None:
         label = self.subscription.label
         await self._retrying(self.enter)
         log.info(f"[{label}] Initialized", group=self.subscription.group, worker=self.worker.name)
@@ -180,9 +202,10 @@ class Consumer:
         """Read, claim, handle and move on, in one transaction; the number of events got past."""
         async with self.db.transaction(self.worker.service) as tx:
             cursor = await postgres_log.lock_cursor(tx, cursor, self.worker.name, self.worker.incarnation)
-            page = await postgres_log.read_page(tx, cursor, self._types, KNOWN_TYPES, self._limit)
+            limit = self._limit(cursor)
+            page = await postgres_log.read_page(tx, cursor, self._types, KNOWN_TYPES, limit)
             last = page[-1][0] if page else 0
-            moved = cursor.finished() if len(page) < self._limit else replace(cursor, last_id=last)
+            moved = cursor.finished() if len(page) < limit else replace(cursor, last_id=last)
             if page:
                 await self._handle(tx, [envelope for _position, envelope in page])
                 await postgres_log.move_cursor(tx, moved)
@@ -190,9 +213,14 @@ class Consumer:
         if page:
             self.worker.events_done += len(page)
             self.worker.recovered()
-            self._suspect_attempts = 0
-            self._limit = min(self._page_max, self._limit * 2)
+            self._suspicions.pop(cursor.id, None)
+            if limit * 2 < self._page_max:
+                self._suspicions[cursor.id] = Suspicion(limit * 2)
         return len(page)
+
+    def _limit(self, cursor: Cursor) -> int:
+        suspicion = self._suspicions.get(cursor.id)
+        return suspicion.limit if suspicion else self._page_max
 
     async def _handle(self, tx: Tx, envelopes: Sequence[Envelope]) -> None:
         readable: list[tuple[Envelope, Event]] = []
@@ -208,30 +236,32 @@ class Consumer:
     async def _isolate(self, cursor: Cursor, error: Exception) -> int:
         """After a bug: read less the next time; an event that fails alone, again and again, is parked."""
         async with self.db.transaction(self.worker.service) as tx:
-            page = await postgres_log.read_page(tx, cursor, self._types, KNOWN_TYPES, self._limit)
+            cursor = await postgres_log.lock_cursor(tx, cursor, self.worker.name, self.worker.incarnation)
+            page = await postgres_log.read_page(tx, cursor, self._types, KNOWN_TYPES, self._limit(cursor))
         if len(page) > 1:
-            self._limit = max(1, len(page) // 2)
+            self._suspicions[cursor.id] = Suspicion(len(page) // 2)
             return len(page)  # not idle: turn again at once
         if not page:
             raise error
         position, envelope = page[0]
-        self._suspect_attempts += 1
+        suspicion = self._suspicions.setdefault(cursor.id, Suspicion(1))
+        suspicion.attempts += 1
         self.worker.failed(describe(error), datetime.now(UTC), envelope.id)
         log.error(
             f"[{self.subscription.label}] handler failed",
             event_id=str(envelope.id),
             type=envelope.type,
             correlation_id=envelope.correlationid,
-            attempt=self._suspect_attempts,
+            attempt=suspicion.attempts,
             exc_info=error,
         )
-        if self._suspect_attempts < POISON_ATTEMPTS:
-            await asyncio.sleep(backoff_seconds(self._suspect_attempts))
+        if suspicion.attempts < POISON_ATTEMPTS:
+            await asyncio.sleep(backoff_seconds(suspicion.attempts))
             return 1
-        await self._park(cursor, position, envelope, error)
+        await self._park(cursor, position, envelope, error, suspicion.attempts)
         return 1
 
-    async def _park(self, cursor: Cursor, position: int, envelope: Envelope, error: Exception) -> None:
+    async def _park(self, cursor: Cursor, position: int, envelope: Envelope, error: Exception, attempts: int) -> None:
         async with self.db.transaction(self.worker.service) as tx:
             cursor = await postgres_log.lock_cursor(tx, cursor, self.worker.name, self.worker.incarnation)
             await dead_letters.park(
@@ -240,12 +270,12 @@ class Consumer:
                 envelope,
                 "HANDLER_FAILED",
                 describe(error),
-                attempts=self._suspect_attempts,
+                attempts=attempts,
             )
             moved = replace(cursor, last_id=position)
             await postgres_log.move_cursor(tx, moved)
         self._cursors[cursor.id] = moved
-        self._suspect_attempts = 0
+        self._suspicions[cursor.id] = Suspicion(1)
         self.worker.recovered()
         log.error(f"[{self.subscription.label}] event parked in dead_letters", event_id=str(envelope.id))
 
