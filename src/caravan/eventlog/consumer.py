@@ -23,13 +23,14 @@ from caravan.eventlog.codec import Envelope, Unreadable
 from caravan.eventlog.postgres_log import Cursor, Fenced
 from caravan.eventlog.retry import POISON_ATTEMPTS, backoff_seconds
 from caravan.eventlog.subscription import Subscription
-from caravan.eventlog.workers import HEARTBEAT_SECONDS, Worker
+from caravan.eventlog.workers import HEARTBEAT_SECONDS, HUNG_SECONDS, Worker
 from caravan.events import BY_TYPE, Event
 
 PAGE_EVENTS_MAX = 256
 SAVE_SECONDS = 30.0  # how old a stored position may grow while only others' events go by
 STOP_SECONDS = 2.0
 POLL_SECONDS = 1.0  # the safety net under the wake-up hints
+HOPELESS_BEATS = 30  # so many heartbeats (a minute) within one turn end the process: a new one may do better
 KNOWN_TYPES = list(BY_TYPE)
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
@@ -41,6 +42,10 @@ class Suspicion:
 
     limit: int
     attempts: int = 0
+
+
+class Hung(Exception):
+    """A handler has not come back: this worker must end."""
 
 
 class Consumer:
@@ -66,6 +71,8 @@ class Consumer:
         self._woken = asyncio.Event()
         self._join_at = 0.0
         self._save_at = 0.0
+        self._turned_at = 0.0
+        self._hopeless = False
         self._wake = wake
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -90,7 +97,8 @@ class Consumer:
         log.info(f"[{label}] Started", group=self.subscription.group, worker=self.worker.name)
         if self._wake:
             self._wake.subscribe(self._stir)
-        beating = asyncio.create_task(self._beat_forever(), name=f"{label} heartbeat")
+        self._turned_at = asyncio.get_running_loop().time()
+        beating = asyncio.create_task(self._beat_forever(asyncio.current_task()), name=f"{label} heartbeat")
         stopped = asyncio.create_task(stop.wait(), name=f"{label} stop")
         try:
             while not stop.is_set():
@@ -106,6 +114,10 @@ class Consumer:
                     continue
                 if not done:
                     await self._wait_for_work(stopped)
+        except asyncio.CancelledError:
+            if self._hopeless:
+                raise Hung(f"{self.worker.name} has not come round for {HOPELESS_BEATS} heartbeats") from None
+            raise
         finally:
             if self._wake:
                 self._wake.unsubscribe(self._stir)
@@ -120,6 +132,7 @@ class Consumer:
 
     async def run_once(self) -> int:
         """One turn over the cursors this worker owns; the number of events it got past (0: nothing waits)."""
+        self._turned_at = asyncio.get_running_loop().time()
         await self._join_if_due()
         done = 0
         for cursor in list(self._cursors.values()):
@@ -170,11 +183,20 @@ class Consumer:
         self._join_at = now + HEARTBEAT_SECONDS
         self._save_at = now + SAVE_SECONDS if now >= self._save_at else self._save_at
 
-    async def _beat_forever(self) -> None:
+    async def _beat_forever(self, run: asyncio.Task[object] | None) -> None:
+        """Every few seconds, as long as `run` comes round; one that surely never will is cancelled."""
+        beats, turned_at = 0, self._turned_at
         while True:
+            # Beats are counted, not seconds: a process that was frozen for long is well again.
+            beats, turned_at = (beats + 1 if turned_at == self._turned_at else 0), self._turned_at
+            if run is not None and beats > HOPELESS_BEATS:
+                self._hopeless = True
+                run.cancel()
+                return
+            still_seconds = asyncio.get_running_loop().time() - turned_at
             try:
                 async with self.db.transaction(self.worker.service) as tx:
-                    await workers.beat(tx, self.worker)
+                    await workers.beat(tx, self.worker, renewed=still_seconds < HUNG_SECONDS)
             except Exception as error:
                 if not is_transient(error):
                     self._woken.set()

@@ -1,7 +1,8 @@
 """Who is alive: heartbeats by the database's clock, written from the worker's own loop.
 
 A row says more than "a process is up": `progress_at` is the last completed turn of the worker's loop, `failing_*` what
-it cannot get past. A worker's lease on its cursors is this row.
+it cannot get past. A worker's lease on its cursors is this row; a worker whose loop hangs beats on but renews it no
+more, so that others take its work. (One that is slow inside a live transaction keeps it: its cursor is locked.)
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from caravan.ids import new_id
 
 HEARTBEAT_SECONDS = 2.0
 LEASE_SECONDS = 6.0
+HUNG_SECONDS = 3.0  # without coming round; idle, a loop comes round every second
 
 
 class Superseded(Exception):
@@ -78,21 +80,22 @@ async def enter(tx: Tx, worker: Worker) -> None:
 
 HEARTBEAT = """
 update workers set heartbeat_at = clock_timestamp(),
-  expires_at = clock_timestamp() + make_interval(secs => %(lease)s),
+  expires_at = case when %(renewed)s then clock_timestamp() + make_interval(secs => %(lease)s) else expires_at end,
   progress_at = case when %(progressed)s then clock_timestamp() else progress_at end, events_done = %(events_done)s,
   failing_event_id = %(failing_event_id)s, failing_since = %(failing_since)s, last_error = %(last_error)s
 where name = %(name)s and incarnation = %(incarnation)s
 """
 
 
-async def beat(tx: Tx, worker: Worker) -> None:
-    """Renew the lease; raises Superseded."""
+async def beat(tx: Tx, worker: Worker, *, renewed: bool = True) -> None:
+    """Tell how it goes and renew the lease, or (not `renewed`) let it run out; raises Superseded."""
     touched = await tx.execute(
         HEARTBEAT,
         {
             "name": worker.name,
             "incarnation": worker.incarnation,
             "lease": LEASE_SECONDS,
+            "renewed": renewed,
             "progressed": worker.progressed,
             "events_done": worker.events_done,
             "failing_event_id": worker.failing_event_id,
