@@ -36,16 +36,16 @@ KNOWN_TYPES = list(BY_TYPE)
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
+class Hung(Exception):
+    """A handler has not come back: this worker must end."""
+
+
 @dataclass(slots=True)
 class Suspicion:
     """Somewhere in a cursor's next `limit` events is a bug; `attempts`: how often the first failed alone."""
 
     limit: int
     attempts: int = 0
-
-
-class Hung(Exception):
-    """A handler has not come back: this worker must end."""
 
 
 class Consumer:
