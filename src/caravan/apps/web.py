@@ -17,6 +17,7 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from caravan.apps.bootstrap import Platform, open_platform
+from caravan.apps.connections import BoundedHttp
 from caravan.apps.health import check_ready, render_metrics
 from caravan.apps.line import Line, Order
 from caravan.apps.services import SERVICES, WEB, WORKERS
@@ -110,7 +111,7 @@ def make_server(app: Any, settings: Settings) -> Server:
             app,
             host=settings.host,
             port=settings.port,
-            http="httptools",
+            http=BoundedHttp,
             ws="websockets-sansio",
             ws_max_size=FRAME_BYTES_MAX,
             ws_per_message_deflate=False,

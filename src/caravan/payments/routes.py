@@ -24,6 +24,7 @@ from caravan.web.policies import allow, public
 
 SOURCE = "payment-service"
 WEBHOOK_BYTES_MAX = 256 * 1024
+NO_CHECKOUT = "There is no such checkout."
 
 router = APIRouter(prefix="/api/v1", tags=["payments"])
 
@@ -82,8 +83,8 @@ async def _create(
         return await create_payment(tx, order, rules, providers, account_id=actor.account_id)
     student_id = await store.find_checkout_student(tx, body.checkout_id)
     if student_id is None:
-        raise NotFound("There is no such checkout.")
-    actor.require_student(student_id)
+        raise NotFound(NO_CHECKOUT)
+    actor.require_student(student_id, NO_CHECKOUT)
     return await retry_payment(
         tx, body.checkout_id, rules, providers, account_id=actor.account_id, coins_wanted=body.coins
     )
@@ -97,7 +98,7 @@ async def get_payment(payment_id: UUID, actor: Annotated[Actor, allow("payments:
 
 async def _see(tx: Tx, actor: Actor, payment_id: UUID) -> PaymentOut:
     seen = await get_payment_view(tx, payment_id)
-    actor.require_student(seen["student_id"])
+    actor.require_student(seen["student_id"], "There is no such payment.")
     return PaymentOut.model_validate(seen)
 
 

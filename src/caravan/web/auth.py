@@ -67,10 +67,13 @@ class Actor:
         """The command line, the reconciler: may reach anything."""
         return Actor(account_id=None, name=name, role=Role.SYSTEM, reach="any")
 
-    def require_student(self, student_id: UUID) -> None:
-        """Raise NotFound for somebody else's student: what isn't yours doesn't exist."""
+    def require_student(self, student_id: UUID, absent: str = "There is no such student.") -> None:
+        """Raise NotFound for somebody else's student: what isn't yours doesn't exist.
+
+        `absent`: what the route says of a thing of the student's that isn't there, so that both answer alike.
+        """
         if self.reach != "any" and student_id not in self.student_ids:
-            raise NotFound("There is no such student.")
+            raise NotFound(absent)
 
     def require_trainer(self, trainer_id: UUID) -> None:
         """Raise NotFound for another trainer."""
