@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import date, time, timedelta
 from typing import Any
 
@@ -11,10 +12,10 @@ from caravan import calendar
 from caravan.db import Database, Tx
 from caravan.errors import DomainError, NotFound
 from caravan.ids import new_id
-from caravan.payments import coins, operations
+from caravan.payments import coins, operations, store
 from caravan.payments.operations import create_payment, retry_payment
 from tests.builders import PROVIDERS, RULES, a_course, a_paid_checkout, a_payment, a_student, an_order
-from tests.payments.helpers import in_tx, rows, state, tell
+from tests.payments.helpers import in_tx, rows, somebody_waits, state, tell
 
 
 async def test_what_was_sold_is_frozen_and_the_raw_input_kept(db: Database) -> None:
@@ -161,6 +162,39 @@ async def test_the_newest_attempt_alone_keeps_coins(db: Database) -> None:
     again = await in_tx(db, lambda tx: _retry(tx, first.checkout_id))
     assert (again.coins, again.amount_cents) == (10, 359_000)
     assert await in_tx(db, lambda tx: coins.count_available(tx, first.student_id)) == 0
+
+
+async def test_an_earlier_attempt_that_succeeds_has_the_coins_that_a_later_one_kept(db: Database) -> None:
+    async def buy(tx: Tx) -> Any:
+        student_id = await a_student(tx)
+        await coins.grant_coins(tx, student_id, 10, "welcome")
+        return await a_payment(tx, student_id, coins=10)
+
+    first = await in_tx(db, buy)
+    await in_tx(db, lambda tx: _retry(tx, first.checkout_id))
+    await in_tx(db, lambda tx: operations.capture(tx, first.id, 359_000, "INR"))
+    taken = await rows(
+        db,
+        "select kind, coins from coin_entries where payment_id = %(id)s and kind in ('captured', 'shortfall')",
+        id=first.id,
+    )
+    assert taken == [{"kind": "captured", "coins": 10}]
+
+
+async def test_trying_again_and_a_late_success_never_wait_for_each_other_in_a_circle(db: Database) -> None:
+    async def buy(tx: Tx) -> Any:
+        student_id = await a_student(tx)
+        await coins.grant_coins(tx, student_id, 10, "welcome")
+        return await a_payment(tx, student_id, coins=10)
+
+    first = await in_tx(db, buy)
+    async with db.transaction() as tx:
+        await store.lock_checkout(tx, first.checkout_id)
+        capture = asyncio.create_task(in_tx(db, lambda tx: operations.capture(tx, first.id, 359_000, "INR")))
+        await somebody_waits(tx)
+        async with asyncio.timeout(0.5):  # deadlocks are looked for after a second
+            assert (await _retry(tx, first.checkout_id)).coins == 10
+    assert await capture
 
 
 async def test_a_clash_with_the_students_own_time_is_named(db: Database) -> None:

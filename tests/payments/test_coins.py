@@ -136,3 +136,17 @@ async def test_a_reservation_ends_by_itself_and_is_written_down_once(db: Databas
 async def test_only_students_have_coins(db: Database) -> None:
     with pytest.raises(NotFound):
         await in_tx(db, lambda tx: coins.grant_coins(tx, new_id(), 1, "who?"))
+
+
+async def test_two_clocks_that_differ_take_no_coins_below_nothing(db: Database) -> None:
+    async def work(tx: Tx) -> None:
+        student_id, course_id = await a_student(tx), await a_course(tx)
+        first, second, third = [(await a_payment(tx, student_id, course_id, again=True)).id for _ in range(3)]
+        await coins.grant_coins(tx, student_id, 10, "welcome")
+        await coins.reserve_coins(tx, student_id, first, 10, tx.now + LIFETIME)
+        tx.now += LIFETIME
+        await coins.reserve_coins(tx, student_id, second, 10, tx.now + LIFETIME)
+        tx.now -= timedelta(seconds=1)  # a transaction that began before and waited
+        assert await coins.capture_coins(tx, student_id, third, 5) == 5
+
+    await in_tx(db, work)

@@ -36,11 +36,12 @@ async def capture_once(tx: Tx, payment_id: UUID, amount_cents: int, currency: st
     if not advances(payment.status, Status.SUCCEEDED):
         return False
     await store.mark_captured(tx, payment.id, amount_cents, currency)
+    await deliveries.open_deliveries(tx, [payment.id])
+    await settle_captured(tx, payment.id)
+    # After the checkout's lock, as when somebody tries again, and after what another attempt kept is free.
     shortfall = await coins.capture_coins(tx, payment.student_id, payment.id, payment.coins)
     if shortfall:
         log.warning("coins were spent before a late success", correlation_id=str(payment.id), shortfall=shortfall)
-    await deliveries.open_deliveries(tx, [payment.id])
-    await settle_captured(tx, payment.id)
     return True
 
 
@@ -73,13 +74,12 @@ async def _confirm(tx: Tx, checkout: Checkout, payment: Payment) -> None:
     )
     outbox.append(tx, [confirmed])
     log.info("PURCHASE_CONFIRMED event emitted", count=1, correlation_id=str(payment.id))
+    others = [other for other in await store.list_payments_of_checkout(tx, checkout.id) if other.id != payment.id]
+    # Nobody needs to pay any more: the coins that another attempt keeps are this one's to take.
+    await coins.release_reservations(tx, [other.id for other in others if other.coins])
     # Money that waited for its amount to be accepted can't buy this checkout any more.
-    others = [
-        other
-        for other in await store.list_payments_of_checkout(tx, checkout.id)
-        if other.id != payment.id and other.captured_at and other.status is not Status.REFUNDED
-    ]
-    await deliveries.block(tx, [_waiting(other, Reason.PAID_TWICE, payment.id) for other in others])
+    came = [other for other in others if other.captured_at and other.status is not Status.REFUNDED]
+    await deliveries.block(tx, [_waiting(other, Reason.PAID_TWICE, payment.id) for other in came])
 
 
 def _waiting(payment: Payment, reason: Reason, paid_by: UUID | None) -> Block:

@@ -97,7 +97,8 @@ async def capture_coins(tx: Tx, student_id: UUID, payment_id: UUID, coins: int) 
     if coins == 0:
         return 0
     await tx.execute(LOCK_STUDENT, {"student_id": student_id})
-    taken = min(coins, await count_available(tx, student_id, except_payment_id=payment_id))
+    # Below nothing for a moment, where we began before a reservation's time came and somebody else after.
+    taken = max(0, min(coins, await count_available(tx, student_id, except_payment_id=payment_id)))
     if taken:
         await _insert(tx, "captured", student_id, payment_id, taken)
     if taken < coins:

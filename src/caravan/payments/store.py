@@ -208,11 +208,12 @@ select id, checkout_id, student_id, provider, status, amount_cents, currency, co
        captured_at, refunded_cents, accepted_at, created_at
 from payments where id = %(payment_id)s
 """
-# One payment until the transaction ends: against its other news, its refunds, and whoever makes its purchase.
+# One payment until the transaction ends: against its other news, its refunds, and whoever makes its purchase (who holds
+# it FOR SHARE). Rows that only refer to it, as another attempt's entry in the ledger of coins does, need not wait.
 LOCK_PAYMENT = """
 select id, checkout_id, student_id, provider, status, amount_cents, currency, coins, captured_cents, captured_currency,
        captured_at, refunded_cents, accepted_at, created_at
-from payments where id = %(payment_id)s for update
+from payments where id = %(payment_id)s for no key update
 """
 
 
