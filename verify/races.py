@@ -42,6 +42,7 @@ ROUNDS: dict[str, Round] = {
     "replay": rounds.replay,
     "many refunds": rounds.many_refunds,
     "refund and deliver": rounds.refund_and_deliver,
+    "one purchase": rounds.one_purchase,
 }
 REVERSED = "commits reversed"
 KINDS = (*ROUNDS, REVERSED)

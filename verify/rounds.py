@@ -433,6 +433,21 @@ async def refund_and_deliver(ring: Ring) -> None:
     ring.must("what is left", await ring.value(LEFT, payment=payment), 0)
 
 
+BOUGHT = """
+select (select count(*) from student_course_purchases pu where pu.payment_id = %(payment)s),
+       (select count(*) from outbox o where o.correlation_id = %(payment)s::text and o.type = 'PURCHASE_CREATED')
+"""
+
+
+async def one_purchase(ring: Ring) -> None:
+    """Worker, reconciler and operators make the same payment's purchase at once: there is one, and it is said once."""
+    payment, _ = await a_bought(ring)
+    await ring.together(lambda _place: ring.transact(lambda tx: create_purchases(tx, [payment]), "purchase-worker"))
+    async with ring.db.transaction("verify", read_only=True) as tx:
+        [row] = await tx.tuples(BOUGHT, {"payment": payment})
+    ring.must("purchases, said", row, (1, 1))
+
+
 # ------------------------------------------------------------------ operators
 
 DELIVERED = """
