@@ -25,14 +25,14 @@ async def test_the_timeline_tells_it_all_and_who(desk: Desk) -> None:
     assert by_id["timeline"] == found["timeline"]
     lines = [(line["kind"], line["actor"], line["said"]) for line in found["timeline"]]
     expected = [
-        ("payment", "sandbox", "Captured 360000 cents"),
+        ("payment", "sandbox", "Captured INR 3600.00"),
         ("event", "payment-service", "PURCHASE_CONFIRMED"),
         ("processed", "purchase-creation-workers", "Processed PURCHASE_CONFIRMED"),
         ("event", "purchase-worker", "PURCHASE_CREATED"),
         ("event", "allocation-worker", "TRAINER_ALLOCATED"),
         ("event", "session-worker", "SESSIONS_SCHEDULED"),
         ("by hand", "asha@example.com", "refund: by a test"),
-        ("refund", "admin", "Gave back 360000 cents"),
+        ("refund", "admin", "Gave back INR 3600.00"),
         ("event", "admin-service", "PURCHASE_REFUNDED"),
     ]
     places = [lines.index(line) for line in expected]

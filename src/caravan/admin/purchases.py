@@ -312,21 +312,22 @@ with subject as (
 )
 select at, kind, actor, said, subject from (
   select a.created_at as at, 'payment' as kind, coalesce(acc.email, 'unknown account') as actor,
-         'Asked to pay ' || a.amount_cents || ' cents of ' || a.currency || ' through ' || a.provider
+         'Asked to pay ' || a.currency || ' ' || round(a.amount_cents / 100.0, 2) || ' through ' || a.provider
          || case when a.coins > 0 then ', with ' || a.coins || ' coins' else '' end as said, a.id::text as subject,
          0 as rank, 0::bigint as position
   from attempts a left join accounts acc on acc.id = a.account_id
   union all
-  select a.captured_at, 'payment', a.provider, 'Captured ' || a.captured_cents || ' cents', a.id::text, 2, 0
+  select a.captured_at, 'payment', a.provider,
+         'Captured ' || a.currency || ' ' || round(a.captured_cents / 100.0, 2), a.id::text, 2, 0
   from attempts a where a.captured_at is not null
   union all
   select w.received_at, 'webhook', w.provider,
          w.type || ' ' || w.event_id || ': ' || coalesce(w.outcome, 'not applied yet'), w.payment_id::text, 1, 0
   from webhook_events w where w.payment_id in (select id from attempts)
   union all
-  select r.created_at, 'refund', r.source, 'Gave back ' || r.amount_cents || ' cents'
+  select r.created_at, 'refund', r.source, 'Gave back ' || a.currency || ' ' || round(r.amount_cents / 100.0, 2)
          || case when r.sessions > 0 then ', ' || r.sessions || ' sessions' else '' end, r.payment_id::text, 2, 0
-  from refunds r where r.payment_id in (select id from attempts)
+  from refunds r join attempts a on a.id = r.payment_id
   union all
   (select o.occurred_at, 'event', o.source, o.type || coalesce(' (' || (o.data->>'reason') || ')', ''),
           o.event_id::text, 5, o.id

@@ -85,7 +85,8 @@ class Stage:
             detail = f"{error.code} {said.get('code')}: {said.get('detail')}"
             raise NotAsExpected(f"{method} {path} answered {detail}") from None
         except URLError as error:
-            raise NotAsExpected(f"{self.demo['url']} does not answer: {error.reason}") from None
+            refused = f"{self.demo['url']} does not answer ({error.reason})"
+            raise NotAsExpected(f"{refused}: start it with `caravan up --demo`") from None
 
     @property
     def admin(self) -> str:

@@ -65,7 +65,7 @@ def finding_document(finding: Finding) -> dict[str, Any]:
 
 def _finding_text(found: list[Finding]) -> str:
     if not found:
-        return "There are no payments to explain."
+        return "There is no such payment: nobody has paid yet, or an id is wrong."
     parts: list[str] = []
     for finding in found:
         head = f"Payment {finding.payment_id}: {finding.stage}" + (f", {finding.reason}" if finding.reason else "")

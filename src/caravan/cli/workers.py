@@ -46,7 +46,7 @@ def workers(data: Path | None, *, as_json: bool) -> int:
                 )
                 for row in found
             ],
-            empty="No worker was ever seen.",
+            empty="No worker runs: none was started, or all were stopped.",
         )
         for name in missing:
             print(f"No {name} is alive. Start one: caravan serve {name}")

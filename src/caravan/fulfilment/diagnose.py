@@ -201,7 +201,9 @@ def _explain_waiting_event(facts: Facts, hop: Hop, step: Step) -> Explanation:
     said = [f"{facts.event_type} {facts.event_id} waits for {facts.consumer_group} {since}."]
     if not facts.workers_alive:
         seen = (
-            f"the last one was seen at {_time(facts.worker_seen_at)}" if facts.worker_seen_at else "none was ever seen"
+            f"the last one was seen at {_time(facts.worker_seen_at)}"
+            if facts.worker_seen_at
+            else "none was started, or it was stopped"
         )
         said.append(f"No {hop.service} is alive ({seen}). Start one: caravan serve {hop.service}")
         return Technical.NO_WORKER, said, step

@@ -25,6 +25,11 @@ CODES = {
     413: "BODY_TOO_LARGE",
     415: "UNSUPPORTED_MEDIA_TYPE",
 }
+# What the framework says by itself, in words for people.
+SENTENCES = {
+    "Not Found": "There is nothing at this address.",
+    "Method Not Allowed": "This address does not take that method.",
+}
 
 
 class Problem(JSONResponse):
@@ -66,7 +71,8 @@ def from_error(request: Request, error: Exception) -> Problem:
         )
     if isinstance(error, HTTPException):
         code = CODES.get(error.status_code, "REFUSED")
-        return problem(request, error.status_code, code, str(error.detail), headers=_plain(error.headers))
+        said = SENTENCES.get(error.detail, str(error.detail))
+        return problem(request, error.status_code, code, said, headers=_plain(error.headers))
     if is_transient(error):
         log.warning("request not served, database busy or away", path=request.url.path, error=type(error).__name__)
         return problem(
