@@ -21,11 +21,17 @@ from pg_inherits i join pg_class c on c.oid = i.inhrelid
 where i.inhparent = 'outbox'::regclass and c.relname ~ '^outbox_\d+$' order by number
 """
 
-# The lowest id that some group may still want.
+# The net holds what nobody had made a partition for in time: such a partition can't be made any more.
+LAST_ID_IN_REST = "select coalesce(max(id), -1) from outbox_rest"
+
+# The lowest id that some group may want: what its open window does not show comes in a later one, whatever its id.
+# (Offset 0: through the index on xid, not along all ids.)
 LOWEST_WANTED = """
 select min(o.id) from log_cursors c cross join lateral (
-  select min(id) as id from outbox
-  where xid >= pg_snapshot_xmin(c.window_start) and not (c.window_end is not null and id <= c.last_id)) o
+  select id from outbox
+  where xid >= pg_snapshot_xmin(c.window_start)
+    and not (c.window_end is not null and pg_visible_in_snapshot(xid, c.window_end) and id <= c.last_id)
+  offset 0) o
 """
 
 
@@ -33,18 +39,24 @@ async def maintain(tx: Tx) -> dict[str, int]:
     """Bounded housekeeping, run by the reconciler; counts of what was done."""
     await tx.value("select pg_advisory_xact_lock(hashtextextended('log retention', 0))")
     return {
-        "partitions_made": await _make_ahead(tx),
-        "partitions_dropped": await _drop_old(tx),
         "feed_rows_trimmed": await _trim_feed(tx),
         "processed_rows_trimmed": await _trim_processed(tx),
         "workers_forgotten": await tx.execute("delete from workers where expires_at < now() - interval '1 day'"),
+        **await _partition(tx),
     }
+
+
+async def _partition(tx: Tx) -> dict[str, int]:
+    """Last, and only if it is soon had: making and dropping lock the whole log, and all who speak wait behind us."""
+    await tx.execute("set local lock_timeout = '1s'")
+    return {"partitions_made": await _make_ahead(tx), "partitions_dropped": await _drop_old(tx)}
 
 
 async def _make_ahead(tx: Tx) -> int:
     current = await tx.value(LAST_ID) // PARTITION_IDS
+    first = max(current, await tx.value(LAST_ID_IN_REST) // PARTITION_IDS + 1)
     present = {row["number"] for row in await tx.all(LIST_PARTITIONS)}
-    missing = [number for number in range(current, current + 3) if number not in present]
+    missing = [number for number in range(first, current + 3) if number not in present]
     for number in missing:
         await tx.execute(
             sql.SQL("create table {} partition of outbox for values from ({}) to ({})").format(
@@ -58,19 +70,27 @@ async def _make_ahead(tx: Tx) -> int:
 
 async def _drop_old(tx: Tx) -> int:
     """A partition goes whole: when its newest event is old and every group has got past it."""
-    current = await tx.value(LAST_ID) // PARTITION_IDS
-    wanted = await tx.value(LOWEST_WANTED)
+    old = await _list_old(tx)
+    wanted = await tx.value(LOWEST_WANTED) if old else None
     dropped = 0
-    for row in await tx.all(LIST_PARTITIONS):
-        if row["number"] >= current or (wanted is not None and wanted < (row["number"] + 1) * PARTITION_IDS):
-            break
-        name = sql.Identifier(row["relname"])
-        newest = await tx.value(sql.SQL("select max(occurred_at) from {}").format(name))
-        if newest is not None and newest > tx.now - timedelta(days=LOG_DAYS):
+    for number, name in old:
+        if wanted is not None and wanted < (number + 1) * PARTITION_IDS:
             break
         await tx.execute(sql.SQL("drop table {}").format(name))
         dropped += 1
     return dropped
+
+
+async def _list_old(tx: Tx) -> list[tuple[int, sql.Identifier]]:
+    current = await tx.value(LAST_ID) // PARTITION_IDS
+    old: list[tuple[int, sql.Identifier]] = []
+    for row in await tx.all(LIST_PARTITIONS):
+        name = sql.Identifier(row["relname"])
+        newest = await tx.value(sql.SQL("select occurred_at from {} order by id desc limit 1").format(name))
+        if row["number"] >= current or (newest is not None and newest > tx.now - timedelta(days=LOG_DAYS)):
+            break
+        old.append((row["number"], name))
+    return old
 
 
 # A bounded piece of each student's past; clients that ask for it are told to resync.
@@ -85,12 +105,11 @@ async def _trim_feed(tx: Tx) -> int:
     return await tx.execute(TRIM_FEED, {"before": tx.now - timedelta(days=FEED_DAYS)})
 
 
-# Event ids are time-ordered: the oldest are at the left edge of the key.
+# Event ids are time-ordered, so the oldest of each group are at the left edge of its part of the key.
 TRIM_PROCESSED = """
-delete from processed_events p using (
-  select consumer_group, event_id from processed_events where processed_at < %(before)s
-  order by consumer_group, event_id limit 10000) old
-where p.consumer_group = old.consumer_group and p.event_id = old.event_id
+delete from processed_events p using consumer_groups g cross join lateral (
+  select event_id, processed_at from processed_events where consumer_group = g.name order by event_id limit 2500) old
+where old.processed_at < %(before)s and p.consumer_group = g.name and p.event_id = old.event_id
 """
 
 

@@ -1,7 +1,7 @@
 """Money goes back: all of it ends the purchase, a part takes away the sessions that are named. Owns refunds.
 
-A refund locks its payment FOR NO KEY UPDATE, and whoever makes purchases or allocations holds it FOR SHARE: the second to
-commit sees the first.
+A refund locks its payment FOR NO KEY UPDATE, and whoever makes purchases or allocations holds it FOR SHARE: the second
+to commit sees the first.
 """
 
 from __future__ import annotations
