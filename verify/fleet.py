@@ -35,6 +35,7 @@ KINDS: tuple[str, ...] = (WEB, TOGETHER, *BACKGROUND)
 PR_SET_PDEATHSIG = 1
 LOG_TAIL_BYTES = 1500
 PAUSE_AFTER_SURPRISE_SECONDS = 0.5
+SURPRISES_MAX = 5
 
 Patch = str  # "module:function", called in the child before it starts: a fault put in from outside
 
@@ -51,6 +52,7 @@ class Slot:
     patch: Patch | None = None
     lives: int = 0
     frozen: bool = False
+    rests: bool = False  # when this process ends, no other follows
     process: ForkServerProcess | None = None
 
     @property
@@ -97,6 +99,10 @@ class Fleet:
     def ports(self) -> list[int]:
         return [slot.port for slot in self.slots if slot.kind == WEB]
 
+    def add(self, slot: Slot) -> None:
+        self.slots.append(slot)
+        self._keeping.append(asyncio.create_task(self._keep(slot)))
+
     def of(self, kind: str) -> list[Slot]:
         return [slot for slot in self.slots if slot.kind == kind]
 
@@ -128,7 +134,7 @@ class Fleet:
     # -------------------------------------------------------------- lives
 
     async def _keep(self, slot: Slot) -> None:
-        while True:
+        while not slot.rests:
             slot.lives += 1
             slot.frozen = False
             process = self._start(slot)
@@ -136,8 +142,9 @@ class Fleet:
             await _until_ended(process)
             process.join()
             if process.exitcode != -signal.SIGKILL:
-                said = f"{slot.kind} ended by itself ({process.exitcode}): {self.log_tail(slot)}"
-                self.surprises.append(said)
+                if len(self.surprises) < SURPRISES_MAX:
+                    said = f"{slot.kind} ended by itself ({process.exitcode}): {self.log_tail(slot)}"
+                    self.surprises.append(said)
                 await asyncio.sleep(PAUSE_AFTER_SURPRISE_SECONDS)
 
     def _start(self, slot: Slot) -> ForkServerProcess:

@@ -34,6 +34,7 @@ PIPELINE_BACK_SECONDS_MAX = 5.0
 GIVE_UP_SECONDS = 30.0  # of a measurement that is far beyond its limit
 QUIET_SECONDS_MAX = 60.0
 POLL_SECONDS = 0.02
+ROOMY = {"max_connections": "200"}  # every process may fill its pool
 WAYS = ("immediate restart", "postmaster killed", "backend killed")
 CREW = (WEB, WEB, TOGETHER, *BACKGROUND)
 
@@ -44,7 +45,7 @@ async def run(context: Context) -> PartResult:
     result.must_fire = WAYS
     result.good_min = int(0.9 * payments)
     dice = context.dice("crashes")
-    with ScratchServer(durable=True) as server:
+    with ScratchServer(durable=True, settings=ROOMY) as server:
         database = server.create()
         async with database.database() as db:
             orders = await plan_orders(db, payments + crashes, dice, unpaid=0)
