@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -21,6 +23,7 @@ from verify.history import Order, judge, plan_orders
 from verify.load import Load
 from verify.parts import Context
 from verify.report import PartResult
+from verify.scratch import ScratchDatabase, ScratchServer
 from verify.waiting import until_quiet
 from verify.world import SETTINGS, sandbox
 
@@ -31,6 +34,7 @@ LONG_FREEZES = 0.15  # of the freezes: past the lease and past PostgreSQL's pati
 LONG_FREEZE_SECONDS = 10.5
 BLACKOUTS = 0.01  # of the faults: everybody at once
 AHEAD = 0.03  # how far the load may be ahead of the kills, and they of it: they end together
+ROOMY = {"max_connections": "200"}  # every process may fill its pool
 CREW = (WEB, WEB, TOGETHER, *BACKGROUND, "allocation-worker")
 
 
@@ -56,8 +60,7 @@ async def run_fleet(
 ) -> None:
     """`kills` kills while `payments` orders are made and paid. `patch`: a fault in every process, for the sabotage."""
     dice = context.dice("fleet")
-    database = context.server.create()
-    async with database.database() as db:
+    async with _database() as (database, db):
         orders = await plan_orders(db, payments, dice)
         slots = make_slots(CREW, dice)
         for slot in slots:
@@ -87,6 +90,14 @@ async def run_fleet(
             "lives": sum(slot.lives for slot in slots),
             "answers": dict(sorted(load.answers.items())),
         }
+
+
+@asynccontextmanager
+async def _database() -> AsyncGenerator[tuple[ScratchDatabase, Database]]:
+    with ScratchServer(settings=ROOMY) as server:
+        database = server.create()
+        async with database.database() as db:
+            yield database, db
 
 
 async def settle(db: Database, result: PartResult, orders: list[Order], load: Load, case: str | None = None) -> None:

@@ -21,7 +21,7 @@ from caravan.apps.services import BACKGROUND
 from caravan.db import Database
 from verify.fleet import TOGETHER, WEB, Fleet, make_slots
 from verify.history import Order, plan_orders
-from verify.kills import settle
+from verify.kills import ROOMY, settle
 from verify.load import Line, Load, NoAnswer, NotSent
 from verify.parts import Context
 from verify.report import PartResult
@@ -34,7 +34,6 @@ PIPELINE_BACK_SECONDS_MAX = 5.0
 GIVE_UP_SECONDS = 30.0  # of a measurement that is far beyond its limit
 QUIET_SECONDS_MAX = 60.0
 POLL_SECONDS = 0.02
-ROOMY = {"max_connections": "200"}  # every process may fill its pool
 WAYS = ("immediate restart", "postmaster killed", "backend killed")
 CREW = (WEB, WEB, TOGETHER, *BACKGROUND)
 

@@ -307,7 +307,7 @@ class Consumer:
         log.warning(
             f"[{self.subscription.label}] trying again", attempt=self._transient_attempts, error=describe(error)
         )
-        await asyncio.sleep(backoff_seconds(self._transient_attempts, cap=2.0))
+        await asyncio.sleep(backoff_seconds(self._transient_attempts, cap=POLL_SECONDS))
 
     async def _retrying(self, step: Callable[[], Awaitable[None]]) -> None:
         attempt = 0
