@@ -25,7 +25,7 @@ from caravan.web.auth import Actor
 from caravan.web.deps import Db, SettingsDep
 from caravan.web.pages import environment, page_actor, render
 from caravan.web.policies import POLICIES, judge
-from caravan.web.schemas import QueryText
+from caravan.web.schemas import QueryText, Storable
 
 PAGE_LINES: Final = 50
 UNCLAIMED_SHOWN: Final = 20
@@ -34,7 +34,7 @@ CENTS: Final = re.compile(r"(\d{1,10})(?:\.(\d{2}))?")
 router = APIRouter(prefix="/admin", include_in_schema=False)
 Reader = Annotated[Actor, page_actor("admin:read")]
 Presser = Annotated[Actor, page_actor("admin:repair")]
-Text = Annotated[str, Form(max_length=2000)]
+Text = Annotated[str, Form(max_length=2000), Storable]
 Choice = Annotated[str, Query(pattern="^[A-Za-z_]{0,60}$")]
 Place = Annotated[str, Query(max_length=200)]
 

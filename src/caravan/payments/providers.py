@@ -28,6 +28,7 @@ FAILED: Final = "payment.failed"
 REFUNDED: Final = "payment.refunded"
 KNOWN_TYPES: Final = frozenset({SUCCEEDED, FAILED, REFUNDED})
 
+YEAR_MIN, YEAR_MAX = 2000, 2200  # beyond its own calendar Python can't read back what PostgreSQL keeps
 SIGNATURE_WINDOW: Final = timedelta(minutes=5)  # into the past and into the future
 
 
@@ -169,6 +170,8 @@ def _read(provider: str, event_id: str, signed_at: datetime, body: bytes) -> Pro
     try:
         message = msgspec.json.decode(body, type=_Body)
         sent_at = message.timestamp or signed_at
+        if not YEAR_MIN <= sent_at.year <= YEAR_MAX:
+            raise WebhookMalformed(f"A timestamp lies between {YEAR_MIN} and {YEAR_MAX}.")
         if message.type not in KNOWN_TYPES:
             return ProviderEvent(provider, event_id, message.type, sent_at, body)
         data = msgspec.json.decode(message.data, type=_Data)

@@ -23,6 +23,7 @@ from caravan.web.login import (
 )
 from caravan.web.pages import HOME, page_actor, render, safe_next
 from caravan.web.policies import public
+from caravan.web.schemas import Storable
 
 router = APIRouter()
 
@@ -54,9 +55,9 @@ async def login_page(request: Request, db: Db, next_path: Annotated[str, Query(a
 async def submit_login(
     request: Request,
     db: Db,
-    email: Annotated[str, Form()] = "",
-    password: Annotated[str, Form()] = "",
-    next_path: Annotated[str, Form(alias="next")] = "",
+    email: Annotated[str, Form(), Storable] = "",
+    password: Annotated[str, Form(), Storable] = "",
+    next_path: Annotated[str, Form(alias="next"), Storable] = "",
 ) -> Response:
     """Works without JavaScript."""
     wanted = safe_next(next_path)

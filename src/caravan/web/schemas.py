@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import date
 from typing import Annotated, Any, cast
 
@@ -13,7 +14,7 @@ DEPTH_MAX = 20
 
 def refuse_unstorable(value: Any, depth: int = 0) -> None:
     """Raise ValueError for what PostgreSQL can't keep as text or jsonb: NUL characters, halves of surrogate pairs,
-    and nesting deeper than anybody means. For texts that don't come through an `In`."""
+    NaN and the infinities (which Python's JSON knows), and nesting deeper than anybody means. For texts that don't come through an `In`."""
     if depth > DEPTH_MAX:
         raise ValueError("is nested too deeply")
     if isinstance(value, str):
@@ -23,6 +24,9 @@ def refuse_unstorable(value: Any, depth: int = 0) -> None:
             value.encode()
         except UnicodeEncodeError:
             raise ValueError("holds half of a surrogate pair") from None
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError("holds a number that is none")
     elif isinstance(value, dict):
         for key, inner in cast("dict[Any, Any]", value).items():
             refuse_unstorable(key, depth + 1)
@@ -61,8 +65,9 @@ def _storable(text: str) -> str:
     return text
 
 
+Storable = AfterValidator(_storable)  # for texts of forms: a multipart part may name any encoding that Python knows
 # A free text of a query or a path (`q=`): bounded and storable.
-QueryText = Annotated[str, Field(max_length=200), AfterValidator(_storable)]
+QueryText = Annotated[str, Field(max_length=200), Storable]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 # What an operator writes to say why; `audit.require_note` refuses an empty one with NOTE_REQUIRED.
 Note = Annotated[str, Field(max_length=2000)]
