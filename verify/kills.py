@@ -123,6 +123,7 @@ class Nemesis:
     dice: random.Random
     wanted: int
     kills: int = 0
+    _decks: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     _thawing: list[asyncio.Task[None]] = field(default_factory=list[asyncio.Task[None]])
 
     @property
@@ -136,17 +137,20 @@ class Nemesis:
                 continue
             chance = self.dice.random()
             if chance < FREEZES:
-                self._freeze(self._choose())
+                self._freeze(self._choose("freeze"))
             elif chance < FREEZES + BLACKOUTS:
                 self.kills += sum([self.fleet.kill(slot) for slot in self.fleet.slots])
                 self.fleet.fired["blackout"] += 1
             else:
-                self.kills += self.fleet.kill(self._choose())
+                self.kills += self.fleet.kill(self._choose("kill"))
         await asyncio.gather(*self._thawing)
 
-    def _choose(self) -> Slot:
-        """A kind first, so that each has its share, then one of it."""
-        return self.dice.choice(self.fleet.of(self.dice.choice(KINDS)))
+    def _choose(self, fault: str) -> Slot:
+        """A kind first, dealt from a shuffled deck so that each has its share, then one of it."""
+        deck = self._decks.setdefault(fault, [])
+        if not deck:
+            deck += self.dice.sample(KINDS, len(KINDS))
+        return self.dice.choice(self.fleet.of(deck.pop()))
 
     def _freeze(self, slot: Slot) -> None:
         if slot.frozen or not self.fleet.freeze(slot):
