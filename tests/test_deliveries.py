@@ -32,6 +32,14 @@ async def payment(db: Database) -> UUID:
     return payment_id
 
 
+async def test_money_is_told_in_the_currency_that_came(db: Database, payment: UUID) -> None:
+    async with db.transaction() as tx:
+        await deliveries.close_deliveries(tx, [payment])
+        await tx.execute("update payments set captured_currency = 'USD'")
+        await deliveries.open_deliveries(tx, [payment])
+        assert (await deliveries.lock_undelivered(tx, [payment]))[payment].currency == "USD"
+
+
 async def said(db: Database) -> list[tuple[str, str]]:
     async with db.transaction() as tx:
         return await tx.tuples("select type, data ->> 'reason' from outbox order by id")

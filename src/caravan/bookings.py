@@ -40,6 +40,22 @@ class Wish:
     series: Series
 
 
+# Payments first and purchases second, each in the order of ids. A refund waits for us, or we see it.
+LOCK_PAYMENTS = """
+select p.id from payments p join student_course_purchases pu on pu.payment_id = p.id
+where pu.id = any(%(purchase_ids)b::uuid[]) order by p.id for share of p
+"""
+LOCK_PURCHASES = """
+select id from student_course_purchases where id = any(%(purchase_ids)b::uuid[]) order by id for no key update
+"""
+
+
+async def lock_purchases(tx: Tx, purchase_ids: Sequence[UUID]) -> None:
+    """Whoever changes what a purchase has booked, or its sessions, holds its row, and its payment's for sharing."""
+    await tx.execute(LOCK_PAYMENTS, {"purchase_ids": list(purchase_ids)})
+    await tx.execute(LOCK_PURCHASES, {"purchase_ids": list(purchase_ids)})
+
+
 # The series of a batch as rows: (series, minutes, starts, during). Every different series crosses the wire once; the
 # slots of all lie end to end in one array. A CTE, for statements that take `pack_series`' parameters.
 SERIES = """

@@ -48,7 +48,7 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Undelivered:
-    """A row: captured money that waits. `amount_cents` is what was captured."""
+    """A row: captured money that waits. `amount_cents` and `currency` are what was captured."""
 
     payment_id: UUID
     student_id: UUID
@@ -75,7 +75,7 @@ class Block:
 # Captured money enters the register once; a second call changes nothing.
 OPEN_DELIVERIES = """
 insert into undelivered (payment_id, student_id, course_id, amount_cents, currency, since)
-select p.id, p.student_id, c.course_id, p.captured_cents, p.currency, %(now)s
+select p.id, p.student_id, c.course_id, p.captured_cents, coalesce(p.captured_currency, p.currency), %(now)s
 from payments p join checkouts c on c.id = p.checkout_id
 where p.id = any(%(payment_ids)b::uuid[]) and p.captured_at is not null and p.status <> 'refunded'
 order by p.id
@@ -86,6 +86,19 @@ on conflict (payment_id) do nothing
 async def open_deliveries(tx: Tx, payment_ids: Sequence[UUID]) -> None:
     """Enter captured payments; also again, when sessions come to be owed."""
     await tx.execute(OPEN_DELIVERIES, {"payment_ids": list(payment_ids), "now": tx.now})
+
+
+# A course that the checkout does not know is known from the purchase on; what waits for its trainers is found by it.
+NAME_COURSES = """
+update undelivered u set course_id = pu.course_id from student_course_purchases pu
+where u.payment_id = any(%(payment_ids)b::uuid[]) and pu.payment_id = u.payment_id and u.course_id is null
+"""
+
+
+async def name_courses(tx: Tx, payment_ids: Sequence[UUID]) -> None:
+    """Purchases of imported money were made: the register learns their courses."""
+    if payment_ids:
+        await tx.execute(NAME_COURSES, {"payment_ids": list(payment_ids)})
 
 
 # Delivered or refunded money leaves the register, together with the reason why it waited.
@@ -149,7 +162,7 @@ async def block(tx: Tx, blocks: Sequence[Block]) -> None:
         },
     )
     news = [row for row in changed if row["old_reason"] != by_payment[row["payment_id"]].reason]
-    purchases = await _purchases(tx, [row["payment_id"] for row in news])
+    purchases = await find_purchases(tx, [row["payment_id"] for row in news])
     outbox.append(
         tx,
         [
@@ -196,7 +209,7 @@ async def hold(tx: Tx, payment_id: UUID, stage: Stage, note: str) -> bool:
     row = await tx.find(HOLD, {"payment_id": payment_id, "now": tx.now, "note": note})
     if row is None:
         return False
-    purchases = await _purchases(tx, [payment_id])
+    purchases = await find_purchases(tx, [payment_id])
     outbox.append(
         tx,
         [
@@ -227,7 +240,7 @@ async def release_hold(tx: Tx, payment_id: UUID, stage: Stage) -> bool:
 
 
 async def _announce_unblocked(tx: Tx, rows: list[dict[str, Any]], stage: Stage) -> None:
-    purchases = await _purchases(tx, [row["payment_id"] for row in rows])
+    purchases = await find_purchases(tx, [row["payment_id"] for row in rows])
     outbox.append(
         tx,
         [
@@ -244,10 +257,11 @@ async def _announce_unblocked(tx: Tx, rows: list[dict[str, Any]], stage: Stage) 
     )
 
 
-async def _purchases(tx: Tx, payment_ids: list[UUID]) -> dict[UUID, UUID]:
+async def find_purchases(tx: Tx, payment_ids: Sequence[UUID]) -> dict[UUID, UUID]:
+    """The purchases that payments have made, by payment."""
     if not payment_ids:
         return {}
-    return dict(await tx.tuples(PURCHASES_OF_PAYMENTS, {"payment_ids": payment_ids}))
+    return dict(await tx.tuples(PURCHASES_OF_PAYMENTS, {"payment_ids": list(payment_ids)}))
 
 
 # The payments that wait for one of some reasons, oldest first.

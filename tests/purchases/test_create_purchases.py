@@ -150,6 +150,16 @@ async def test_terms_that_the_checkout_lacks_come_from_the_metadata(db: Database
     assert purchase["metadata"]["tierFrom"] == "payment.metadata"
 
 
+async def test_the_register_learns_the_course_that_only_the_metadata_named(db: Database) -> None:
+    """What waits for a trainer of a course is resumed by the register's course."""
+    async with db.transaction() as tx:
+        course = await a_course(tx)
+        payment = await a_captured_payment(tx, await a_student(tx), None, metadata={"courseId": str(course)})
+        await create_purchases(tx, [payment])
+        await deliveries.block(tx, [deliveries.Block(payment, Stage.PURCHASED, Reason.NO_TRAINER_AVAILABLE)])
+        assert await deliveries.list_waiting(tx, [Reason.NO_TRAINER_AVAILABLE], course_ids=[course]) == [payment]
+
+
 async def test_the_checkout_goes_before_the_metadata(db: Database) -> None:
     async with db.transaction() as tx:
         metadata = {"sessionCount": 30, "timeSlot": "7:00 PM", "startDate": "2020-01-01"}

@@ -40,9 +40,9 @@ async def allocate_trainers(tx: Tx, events: Sequence[Event], *, notice: timedelt
 
 async def undo_refunded(tx: Tx, events: Sequence[Event], *, notice: timedelta = NOTICE) -> None:
     payments = [event.payment_id for event in events if isinstance(event, PurchaseRefunded)]
-    purchases = await store.list_purchases(tx, payments) if payments else []
+    purchases = await deliveries.find_purchases(tx, payments)
     if purchases:
-        await settle_allocations(tx, purchases, notice=notice)
+        await settle_allocations(tx, list(purchases.values()), notice=notice)
 
 
 async def settle_changed(tx: Tx, events: Sequence[Event], *, notice: timedelta = NOTICE) -> None:
@@ -89,4 +89,5 @@ async def _helped(tx: Tx, events: Sequence[Event]) -> list[UUID]:
     if courses:
         reasons = (Reason.STUDENT_LOCATION_MISSING, Reason.STUDENT_CONFLICT, Reason.INVALID_SCHEDULE, *FOR_A_TRAINER)
         payments += await deliveries.list_waiting(tx, reasons, course_ids=courses, limit=RESUMED_MAX)
-    return await store.list_purchases(tx, list(dict.fromkeys(payments))) if payments else []
+    purchases = await deliveries.find_purchases(tx, payments)
+    return [purchases[payment] for payment in dict.fromkeys(payments) if payment in purchases]

@@ -21,6 +21,7 @@ from caravan.allocations.plan import Plan, Slot, State, make_plan
 from caravan.allocations.store import CANDIDATES_SHOWN, Decided, Search
 from caravan.bookings import Series, Wish
 from caravan.calendar import InvalidSchedule
+from caravan.catalog import list_holidays
 from caravan.db import Tx
 from caravan.deliveries import Block, Reason, Stage
 from caravan.errors import Conflict, NotFound
@@ -116,7 +117,7 @@ async def settle_allocations(
     booked in full with one trainer, or not at all; then the purchase waits with a reason. Purchases are served in the
     order of their waiting. `only` allows one trainer (an operator's choice).
     """
-    await store.lock_purchases(tx, purchase_ids)
+    await bookings.lock_purchases(tx, purchase_ids)
     states = await store.list_states(tx, purchase_ids)
     slots = await _slots(tx, [state for state in states if state.booked and not state.held])
     cases: list[_Case] = []
@@ -195,7 +196,7 @@ async def _book_wanted(tx: Tx, cases: Sequence[_Case], notice: timedelta, only: 
     """Find a trainer for all that is wanted of each, or let it wait; an allocation row and a reason tell which."""
     if not cases:
         return
-    holidays = await store.list_holidays(tx)
+    holidays = await list_holidays(tx)
     for case in cases:
         _ask(case, tx.now + notice, holidays)
     await _book(tx, cases, only)
@@ -374,7 +375,7 @@ async def approve(
     found = await store.find_allocation(tx, allocation_id)
     if found is None:
         raise NoSuchAllocation
-    await store.lock_purchases(tx, [found.purchase_id])
+    await bookings.lock_purchases(tx, [found.purchase_id])
     found = await store.find_allocation(tx, allocation_id)
     if found is None:
         raise NoSuchAllocation

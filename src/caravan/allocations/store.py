@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
 from typing import Any
 from uuid import UUID
 
@@ -15,22 +14,6 @@ from caravan.allocations.matching import Candidate, Need
 from caravan.allocations.plan import Slot, State
 from caravan.db import Tx
 from caravan.ids import new_id
-
-# Payments first and purchases second, each in the order of ids. A refund waits for us, or we see it.
-LOCK_PAYMENTS = """
-select p.id from payments p join student_course_purchases pu on pu.payment_id = p.id
-where pu.id = any(%(purchase_ids)b::uuid[]) order by p.id for share of p
-"""
-LOCK_PURCHASES = """
-select id from student_course_purchases where id = any(%(purchase_ids)b::uuid[]) order by id for no key update
-"""
-
-
-async def lock_purchases(tx: Tx, purchase_ids: Sequence[UUID]) -> None:
-    """Whoever changes what a purchase has booked holds its row, and its payment's for sharing."""
-    await tx.execute(LOCK_PAYMENTS, {"purchase_ids": list(purchase_ids)})
-    await tx.execute(LOCK_PURCHASES, {"purchase_ids": list(purchase_ids)})
-
 
 # Refunds are read from where they are decided, so it does not matter whether the purchase has heard of them already.
 LIST_STATES = """
@@ -81,15 +64,6 @@ order by b.purchase_id, slot
 
 async def list_slots(tx: Tx, purchase_ids: Sequence[UUID]) -> list[Slot]:
     return await tx.all(LIST_SLOTS, {"purchase_ids": list(purchase_ids), "now": tx.now}, into=Slot)
-
-
-LIST_HOLIDAYS = """
-select on_date from holidays
-"""
-
-
-async def list_holidays(tx: Tx) -> frozenset[date]:
-    return frozenset(await tx.values(LIST_HOLIDAYS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,16 +293,6 @@ select id, purchase_id, trainer_id, status from trainer_allocations where id = %
 
 async def find_allocation(tx: Tx, allocation_id: UUID) -> Allocation | None:
     return await tx.find(FIND_ALLOCATION, {"allocation_id": allocation_id}, into=Allocation)
-
-
-# The purchases of some payments.
-LIST_PURCHASES = """
-select id from student_course_purchases where payment_id = any(%(payment_ids)b::uuid[])
-"""
-
-
-async def list_purchases(tx: Tx, payment_ids: Sequence[UUID]) -> list[UUID]:
-    return await tx.values(LIST_PURCHASES, {"payment_ids": list(payment_ids)})
 
 
 LIST_COURSES_TAUGHT = """

@@ -12,10 +12,10 @@ from caravan.calendar import (
     check_requested_start,
     check_slot_length,
     format_slot,
-    local_date,
     parse_slot,
     session_starts,
 )
+from caravan.catalog import list_holidays
 from caravan.db import Tx
 from caravan.errors import Conflict, Invalid, NotFound
 from caravan.ids import new_id
@@ -127,7 +127,7 @@ async def create_payment(
     if offer is None:
         raise CourseNotFound
     checkout = _freeze(tx, order, offer, rules, account_id)
-    holidays = await store.list_holidays(tx, local_date(tx.now, offer.timezone))
+    holidays = await list_holidays(tx)
     check_requested_start(
         order.start_date,
         checkout.pattern,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import date, datetime, time
+from datetime import datetime, time
 from typing import Any
 from uuid import UUID
 
@@ -35,13 +35,6 @@ async def find_offer(tx: Tx, order: Order) -> Offer | None:
         "group_size": order.group_size,
     }
     return await tx.find(FIND_OFFER, named, into=Offer)
-
-
-LIST_HOLIDAYS = "select on_date from holidays where on_date >= %(since)s"
-
-
-async def list_holidays(tx: Tx, since: date) -> frozenset[date]:
-    return frozenset(await tx.values(LIST_HOLIDAYS, {"since": since}))
 
 
 # The purchase (or hold) whose booked time overlaps some slots of the same length, the earliest one.

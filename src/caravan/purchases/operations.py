@@ -13,6 +13,7 @@ import structlog
 
 from caravan import calendar, deliveries
 from caravan.calendar import InvalidSlot, Pattern
+from caravan.catalog import list_holidays
 from caravan.db import Tx
 from caravan.deliveries import Block, Reason, Stage
 from caravan.errors import Conflict, NotFound
@@ -65,7 +66,7 @@ async def create_purchases(tx: Tx, payment_ids: Sequence[UUID]) -> Created:
     done = Created()
     await store.lock_payments(tx, payment_ids)
     payments = await store.list_paid(tx, payment_ids)
-    holidays = await store.list_holidays(tx)
+    holidays = await list_holidays(tx)
     sold: list[tuple[Paid, Terms]] = []
     blocks: list[Block] = []
     for paid in payments:
@@ -87,6 +88,7 @@ async def create_purchases(tx: Tx, payment_ids: Sequence[UUID]) -> Created:
     await deliveries.open_deliveries(
         tx, [p.payment_id for p in payments if not p.registered and p.payment_id not in done.skipped]
     )
+    await deliveries.name_courses(tx, [paid.payment_id for paid, _ in new if not paid.course_sold])
     await deliveries.block(tx, blocks)
     await deliveries.unblock(tx, [paid.payment_id for paid, _ in new if paid.reason], Stage.PAID)
     _announce(tx, [(paid, terms, done.created[paid.payment_id]) for paid, terms in new])
@@ -223,7 +225,7 @@ async def choose_slot(
             Pattern(slot_start, waiting.session_minutes, tuple(waiting.weekdays), waiting.timezone),
             tx.now,
             notice=notice,
-            holidays=await store.list_holidays(tx),
+            holidays=await list_holidays(tx),
         )
     await store.move_purchase(
         tx, purchase_id, slot_start, start_date or waiting.start_date, calendar.format_slot(slot_start)

@@ -30,7 +30,8 @@ select p.id as payment_id, p.status, p.captured_at is not null as captured, p.st
   case when jsonb_typeof(p.metadata) = 'object' then p.metadata else '{}' end as metadata,
   p.accepted_at is null and (p.captured_cents, coalesce(p.captured_currency, p.currency))
     is distinct from (p.amount_cents, p.currency) as mismatch,
-  c.paid_by, named.course_id, c.sessions, coalesce(c.session_minutes, k.session_minutes) as session_minutes,
+  c.paid_by, named.course_id, c.course_id is not null as course_sold, c.sessions,
+  coalesce(c.session_minutes, k.session_minutes) as session_minutes,
   coalesce(c.weekdays, k.weekdays) as weekdays, c.learning_mode, c.group_size,
   coalesce(c.timezone, s.timezone) as timezone, c.slot_start, c.start_date,
   pu.id as purchase_id, u.payment_id is not null as registered, u.reason, coalesce(u.held, false) as held,
@@ -121,15 +122,6 @@ returning pu.id
 async def mark_refunded(tx: Tx, payment_ids: Sequence[UUID]) -> set[UUID]:
     """The purchases that changed."""
     return set(await tx.values(MARK_REFUNDED, {"payment_ids": list(payment_ids), "now": tx.now}))
-
-
-LIST_HOLIDAYS = """
-select on_date from holidays
-"""
-
-
-async def list_holidays(tx: Tx) -> frozenset[date]:
-    return frozenset(await tx.values(LIST_HOLIDAYS))
 
 
 FIND_PAYMENT = """

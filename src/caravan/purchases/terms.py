@@ -18,7 +18,10 @@ MODES = ("online", "home", "center")
 
 @dataclass(frozen=True, slots=True)
 class Paid:
-    """A payment, its checkout, and what they refer to, as the tables have it now. Terms are None where not known."""
+    """A payment, its checkout, and what they refer to, as the tables have it now. Terms are None where not known.
+
+    `course_sold`: the checkout knows the course, not only the metadata.
+    """
 
     payment_id: UUID
     status: str
@@ -28,6 +31,7 @@ class Paid:
     checkout_id: UUID
     student_id: UUID
     course_id: UUID | None
+    course_sold: bool
     metadata: Mapping[str, Any]
     sessions: int | None
     session_minutes: int | None

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from uuid import UUID
 
+from caravan import deliveries
 from caravan.db import Tx
 from caravan.events import BookingReleased, Event, PurchaseRefunded, TrainerAllocated
-from caravan.sessions import store
 from caravan.sessions.operations import sync_sessions
 
 
@@ -20,6 +20,6 @@ async def schedule_sessions(tx: Tx, events: Sequence[Event]) -> None:
         elif isinstance(event, TrainerAllocated | BookingReleased) and event.purchase_id:
             purchases.append(event.purchase_id)
     if refunded:
-        purchases += await store.list_purchases(tx, refunded)
+        purchases += (await deliveries.find_purchases(tx, refunded)).values()
     if purchases:
         await sync_sessions(tx, list(dict.fromkeys(purchases)))

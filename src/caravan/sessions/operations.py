@@ -9,7 +9,7 @@ from uuid import UUID
 
 import structlog
 
-from caravan import deliveries
+from caravan import bookings, deliveries
 from caravan.db import Tx
 from caravan.errors import Conflict, NotFound
 from caravan.eventlog import outbox
@@ -62,7 +62,7 @@ class Synced:
 async def sync_sessions(tx: Tx, purchase_ids: Sequence[UUID]) -> Synced:
     """Cancel sessions whose time was given back, number booked time that has none, and tell delivered from owed."""
     done = Synced()
-    await store.lock_purchases(tx, purchase_ids)
+    await bookings.lock_purchases(tx, purchase_ids)
     accounts = await store.list_accounts(tx, purchase_ids)
     done.held = {account.purchase_id for account in accounts if account.held}
     accounts = [account for account in accounts if not account.held]
@@ -122,7 +122,7 @@ async def mark_session(tx: Tx, purchase_id: UUID, seq: int, status: Outcome) -> 
     The caller, or whoever hears SESSION_CHANGED, settles the allocation next. Raises NoSuchSession, SessionNotBegun,
     SessionCancelled, SessionsAllCounted.
     """
-    await store.lock_purchases(tx, [purchase_id])
+    await bookings.lock_purchases(tx, [purchase_id])
     session = await store.find_session(tx, purchase_id, seq)
     if session is None:
         raise NoSuchSession

@@ -9,20 +9,6 @@ from uuid import UUID
 
 from caravan.db import Tx
 
-# Payments first and purchases second, each in the order of ids: as allocations do, for the same rows.
-LOCK_PAYMENTS = """
-select p.id from payments p join student_course_purchases pu on pu.payment_id = p.id
-where pu.id = any(%(purchase_ids)b::uuid[]) order by p.id for share of p
-"""
-LOCK_PURCHASES = """
-select id from student_course_purchases where id = any(%(purchase_ids)b::uuid[]) order by id for no key update
-"""
-
-
-async def lock_purchases(tx: Tx, purchase_ids: Sequence[UUID]) -> None:
-    await tx.execute(LOCK_PAYMENTS, {"purchase_ids": list(purchase_ids)})
-    await tx.execute(LOCK_PURCHASES, {"purchase_ids": list(purchase_ids)})
-
 
 @dataclass(frozen=True, slots=True)
 class Account:
@@ -164,12 +150,3 @@ update tutoring_sessions set status = %(status)s where purchase_id = %(purchase_
 
 async def mark_session(tx: Tx, purchase_id: UUID, seq: int, status: str) -> None:
     await tx.execute(MARK_SESSION, {"purchase_id": purchase_id, "seq": seq, "status": status})
-
-
-LIST_PURCHASES = """
-select id from student_course_purchases where payment_id = any(%(payment_ids)b::uuid[])
-"""
-
-
-async def list_purchases(tx: Tx, payment_ids: Sequence[UUID]) -> list[UUID]:
-    return await tx.values(LIST_PURCHASES, {"payment_ids": list(payment_ids)})
