@@ -153,7 +153,7 @@ def _one_line(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     place = str(first["loc"][0]) if first["loc"] else ""
     field = next((name for name in Settings.model_fields if place in (name, _variable(name))), place)
-    said = first["msg"].removeprefix("Value error, ")
+    said = " ".join(str(first["msg"]).removeprefix("Value error, ").split())
     shown = "" if field in SECRETS or first["type"] == "missing" else f" (now: {str(first['input'])[:80]!r})"
     return f"{_variable(field)}: {said}{shown}."
 

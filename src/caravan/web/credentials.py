@@ -51,7 +51,10 @@ def is_same_origin(connection: HTTPConnection, settings: Settings) -> bool:
         return True
     host = connection.headers.get("host", "")
     scheme = "https" if is_secure(connection) else "http"
-    parts = urlsplit(origin) if origin.isascii() else urlsplit("")
+    try:
+        parts = urlsplit(origin) if origin.isascii() else urlsplit("")
+    except ValueError:  # `http://[`
+        return False
     return bool(host) and (parts.scheme, parts.netloc.lower()) == (scheme, host.lower())
 
 

@@ -103,7 +103,10 @@ def _wants_page(request: Request) -> bool:
 
 def _lead_to_login(request: Request, *, by_htmx: bool) -> Response:
     if by_htmx:
-        current = urlsplit(request.headers.get("hx-current-url", ""))
+        try:
+            current = urlsplit(request.headers.get("hx-current-url", ""))
+        except ValueError:  # `http://[`
+            current = urlsplit("")
         return Response(status_code=401, headers={"hx-redirect": _login_address(current.path, current.query)})
     wanted = request.url if request.method == "GET" else urlsplit("")
     return RedirectResponse(_login_address(wanted.path, wanted.query), status_code=303)
