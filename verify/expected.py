@@ -109,6 +109,15 @@ class Checkout:
     def done(self) -> int:
         return sum(mark in DONE for mark in self.marks.values())
 
+    def mark(self, seq: int, mark: str) -> bool:
+        """How a session went; a later word counts. False: refused, because no more can have been held."""
+        marks = self.marks | {seq: mark}
+        done = sum(each in DONE for each in marks.values())
+        if mark in DONE and self.marks.get(seq) != mark and self.payer and done > TIER - self.payer.taken:
+            return False
+        self.marks = marks
+        return True
+
     @property
     def may_retry(self) -> bool:
         return self.open and self.payer is None and not any(attempt.live for attempt in self.attempts)

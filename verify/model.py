@@ -48,6 +48,7 @@ from caravan.payments.webhooks import receive_webhook
 from caravan.people.availability import Rule
 from caravan.people.students import create_student, update_student
 from caravan.people.trainers import create_trainer, set_absence, set_active
+from caravan.sessions.operations import SessionsAllCounted
 from caravan.web.auth import Actor
 from verify.crew import Crew, MovedClock, Share, spread, wipe
 from verify.expected import TIER, Attempt, Checkout, Town
@@ -462,11 +463,11 @@ class TownMachine(RuleBasedStateMachine):
         async def say(tx: Tx) -> None:
             await actions.mark_session(tx, OPERATOR, purchase, seq, mark, "verify", notice=NOTICE)
 
-        self.bench.transact(say, "admin-service")
-        checkout.marks[seq] = mark
+        refused = self.refused(say, SessionsAllCounted)
+        assert refused != checkout.mark(seq, mark), f"marking was {'refused' if refused else 'done'}"
         # Where nothing is owed any more there is nothing to hold.
         checkout.payer.held = bool(self.bench.transact(lambda tx: tx.value(IS_HELD, {"payment": payment})))
-        self.fire(f"session {mark}", f"{self.name(checkout.payer)} {seq}")
+        self.fire("mark refused" if refused else f"session {mark}", f"{self.name(checkout.payer)} {seq}")
 
     # -- time, and who works in it
 

@@ -317,6 +317,24 @@ async def test_a_rest_that_is_refunded_while_it_waits_waits_no_longer(db: Databa
 # --- absences and make-ups ---
 
 
+async def test_what_is_owed_after_the_end_goes_to_a_trainer_who_is_there(db: Database) -> None:
+    """All was refunded but a session that turns out not to have been held, and its trainer has left since."""
+    async with db.transaction() as tx:
+        made = await delivered(tx)
+        await pass_by(tx, made, 1)
+        await mark_session(tx, made.purchase, 1, "student_absent")
+        await hear_everywhere(tx, await a_refund(tx, made.payment, sessions=9), (0, 1, 2))
+        await leave(tx, made)
+        other = await a_trainer(tx, made.course)
+        await mark_session(tx, made.purchase, 1, "trainer_absent")
+        await go_round(tx, made)
+        assert await tx.tuples("select trainer_id, status from trainer_allocations order by id") == [
+            (made.trainer, "cancelled"),
+            (other, "approved"),
+        ]
+        assert (await adds_up(tx, made))["owed"] == 0
+
+
 async def test_a_trainers_absence_is_made_up_after_the_last_session(db: Database) -> None:
     async with db.transaction() as tx:
         made = await delivered(tx)

@@ -186,7 +186,8 @@ def _next_status(state: State, plan: Plan) -> str | None:
     if plan.over:
         return "completed" if state.done else "cancelled"
     if state.allocation_status == "completed":
-        return "approved"
+        # More is owed after all. Its trainer goes on, unless they left or nothing of theirs is booked any more.
+        return "approved" if state.trainer_active and state.allocation_booked else "cancelled"
     if plan.left and state.trainer_active is False:
         return "cancelled"
     return state.allocation_status

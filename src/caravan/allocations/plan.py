@@ -41,6 +41,7 @@ class State:
     allocation_status: str | None
     trainer_id: UUID | None
     trainer_active: bool | None
+    allocation_booked: bool
     booked: bool
     numbered: int
     done: int

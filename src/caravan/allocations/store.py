@@ -23,6 +23,7 @@ select pu.id as purchase_id, pu.payment_id, pu.student_id, pu.course_id, pu.purc
   pu.timezone, pu.slot_start, pu.start_date, coalesce(s.latitude is not null, false) as located,
   u.payment_id is not null as registered, coalesce(u.held, false) as held, u.reason, u.since as waiting_since,
   a.id as allocation_id, a.status as allocation_status, a.trainer_id, tr.active as trainer_active,
+  exists (select from bookings b where b.id = a.booking_id and b.live) as allocation_booked,
   exists (select from bookings b where b.purchase_id = pu.id and b.live) as booked, t.numbered, t.done
 from student_course_purchases pu
 join payments p on p.id = pu.payment_id
