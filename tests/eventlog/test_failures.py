@@ -237,3 +237,19 @@ async def test_a_consumer_stops_promptly_also_while_the_database_is_away() -> No
         stop.set()
         async with asyncio.timeout(4):
             await running
+
+
+async def test_letters_that_were_parked_together_are_all_on_some_page(db: Database) -> None:
+    group = Group()
+    consumer = await group.consumer(db)
+    await say(db, 7)
+    async with db.transaction() as tx:
+        await tx.execute("update outbox set type = 'PURCHASE_TELEPORTED'")
+    await consumer.enter()
+    while await consumer.run_once():
+        pass
+    seen: list[UUID] = []
+    async with db.transaction() as tx:
+        while page := await dead_letters.list_dead_letters(tx, before=seen[-1] if seen else None, limit=3):
+            seen += [letter.id for letter in page]
+    assert len(seen) == len(set(seen)) == 7

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Annotated, Any, Literal, TypeVar
 from uuid import UUID
 
@@ -49,7 +49,7 @@ from caravan.payments.providers import list_providers
 from caravan.web.auth import Actor
 from caravan.web.deps import Db, SettingsDep, Trace
 from caravan.web.policies import allow
-from caravan.web.schemas import Instant, QueryText
+from caravan.web.schemas import QueryText
 
 SOURCE = "admin-service"
 LIMIT_MAX = 200
@@ -173,20 +173,16 @@ async def get_dead_letters(
     _actor: Reader,
     db: Db,
     status: Literal["parked", "replayed", "discarded", "all"] = "parked",
-    before: Annotated[Instant | None, Query(alias="cursor")] = None,
+    before: Annotated[UUID | None, Query(alias="cursor")] = None,
     limit: Limit = 50,
 ) -> DeadLettersOut:
-    """Events that were given up, the newest first. The cursor is the last one's time."""
+    """Events that were given up, the newest first. The cursor is the last one's id."""
     async with db.transaction(SOURCE, read_only=True) as tx:
         letters = await list_dead_letters(tx, status=None if status == "all" else status, before=before, limit=limit)
     return DeadLettersOut(
         items=[DeadLetterOut.of(letter) for letter in letters],
-        next_cursor=_instant(letters[-1].created_at) if len(letters) == limit else None,
+        next_cursor=str(letters[-1].id) if len(letters) == limit else None,
     )
-
-
-def _instant(at: datetime) -> str:
-    return at.isoformat()
 
 
 @router.get("/workers")

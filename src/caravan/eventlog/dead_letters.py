@@ -88,15 +88,15 @@ LIST_DEAD_LETTERS = """
 select id, consumer_group, event_id, event_type, correlation_id, envelope, code, error, attempts, status, created_at,
        resolved_at, resolved_by, note
 from dead_letters
-where (%(status)s::text is null or status = %(status)s) and (%(before)s::timestamptz is null or created_at < %(before)s)
-order by created_at desc limit %(limit)s
+where (%(status)s::text is null or status = %(status)s) and (%(before)s::uuid is null or id < %(before)s)
+order by id desc limit %(limit)s
 """
 
 
 async def list_dead_letters(
-    tx: Tx, *, status: str | None = "parked", before: datetime | None = None, limit: int = 50
+    tx: Tx, *, status: str | None = "parked", before: UUID | None = None, limit: int = 50
 ) -> list[DeadLetter]:
-    """The newest first; `before` continues a page."""
+    """The newest first, as their ids have it; `before`, the last one's id, continues a page."""
     return await tx.all(LIST_DEAD_LETTERS, {"status": status, "before": before, "limit": limit}, into=DeadLetter)
 
 
