@@ -23,6 +23,7 @@ from verify.rounds import THIRTY_TWO, Ring
 GROUP = "verify-readers"
 READERS = 3
 SECONDS_MAX = 20.0
+PAUSES = 0.25  # of the commits: all that is said is heard before the next one
 
 CREATE_HEARD = """
 create table if not exists verify_heard (
@@ -67,6 +68,7 @@ async def reversed_commits(ring: Ring, readers: Readers) -> None:
     gates = [asyncio.Event() for _ in range(THIRTY_TWO)]
     spoken: asyncio.Queue[int] = asyncio.Queue()
     done, left = asyncio.Event(), asyncio.Event()
+    turned = asyncio.Semaphore(0)
     await readers.enter()
     leaver = ring.dice.randrange(READERS)
 
@@ -85,6 +87,7 @@ async def reversed_commits(ring: Ring, readers: Readers) -> None:
         async with asyncio.timeout(SECONDS_MAX):
             while not done.is_set():
                 await consumer.run_once()
+                turned.release()
                 heard = await _count(ring, students)
                 if number == leaver and not left.is_set() and heard > THIRTY_TWO // 4:
                     left.set()
@@ -99,10 +102,13 @@ async def reversed_commits(ring: Ring, readers: Readers) -> None:
         # Let some gather, so that there is an order to turn around.
         while len(waiting) < len(students):
             waiting.append(await spoken.get())
-        for _ in range(THIRTY_TWO):
+        for committed in range(1, THIRTY_TWO + 1):
             while not waiting or not spoken.empty():
                 waiting.append(await spoken.get())
             gates[waiting.pop(ring.dice.randrange(len(waiting)))].set()
+            if ring.dice.random() < PAUSES:  # what comes later may have lower ids than what is heard by then
+                while await _count(ring, students) < committed:
+                    await turned.acquire()
 
     await _within(ring, students, speak, read, commit, readers)
     async with ring.db.transaction("verify", read_only=True) as tx:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from datetime import date, time, timedelta
+from datetime import date, datetime, time, timedelta
 from functools import cache
 from itertools import zip_longest
 from random import Random
@@ -46,7 +46,8 @@ START_DAYS = 4
 SLOT = "6:00 AM"
 OUTAGE_DAYS = (5, 30)
 SETTLE_TURNS = 2  # of the reconciler, after an outage
-ZONE = ZoneInfo("Asia/Kolkata")
+CHANGES_EVERY = 4  # so manieth lane is where the clocks are about to change
+CHANGING_ZONE = "Europe/Berlin"
 DELIVERING = ("purchase-creation-workers", "trainer-allocation-workers", "session-scheduling-workers")
 
 
@@ -66,7 +67,7 @@ async def run(context: Context) -> PartResult:
             if ends.setdefault(class_, (state, lane))[0] != state:
                 result.violated(f"{class_} ended in two ways: {ends[class_][0]} and {state}", lane)
     result.good_min = 0 if context.case else cases
-    result.must_fire = () if context.case else (*KINDS, "heard twice", "a group slept", "turned in between")
+    result.must_fire = () if context.case else (*KINDS, "the clocks change", "heard twice", "a group slept", "turned in between")
     orders = sum(len(list_orders(context.seed, outage)) for outage in (False, True))
     result.extra = {"lives": len(LIVES), "classes": len(ends), "orders": orders}
     return result
@@ -206,6 +207,14 @@ def around_the_clock(tx: Tx) -> list[Rule]:
     return [Rule(day, time(0), time(0), today - timedelta(days=1), today + timedelta(days=200)) for day in range(1, 8)]
 
 
+def before_the_change(zone: str) -> timedelta:
+    """How far ahead it must be, so that the clocks change on the second day of what is bought then."""
+    today = datetime.now(ZoneInfo(zone)).date()
+    noons = [datetime.combine(today + timedelta(days=day), time(12), ZoneInfo(zone)) for day in range(400)]
+    changes = [day for day in range(START_DAYS + 2, 400) if noons[day].utcoffset() != noons[day - 1].utcoffset()]
+    return timedelta(days=changes[0] - 1 - START_DAYS)
+
+
 # ------------------------------------------------------------------ a dozen of them at once
 
 
@@ -219,13 +228,19 @@ class Lane:
     result: PartResult
     cases: list[Case] = field(default_factory=list[Case])
 
+    @property
+    def zone(self) -> str:
+        """Where its families live; in some lanes the clocks change during the first sessions."""
+        return CHANGING_ZONE if self.number % CHANGES_EVERY == 1 else "Asia/Kolkata"
+
     async def live(self) -> None:
-        self.db.ahead = timedelta(0)
+        self.db.ahead = before_the_change(self.zone) if self.zone == CHANGING_ZONE else timedelta(0)
+        self.result.fired["the clocks change"] += self.zone == CHANGING_ZONE
         outage = self.number % OUTAGE_EVERY == OUTAGE_EVERY - 1
         await self._open(outage)
         page = self.dice.choice((1, 3, 256, 256))
         for consumer in self.crew.consumers.values():
-            consumer._page_max = consumer._limit = page  # pyright: ignore[reportPrivateUsage]
+            consumer._page_max = page  # pyright: ignore[reportPrivateUsage]
         if outage:
             await self._through_an_outage(self.dice.choice((None, *DELIVERING)))
         else:
@@ -260,7 +275,7 @@ class Lane:
             tx, title="Robotics", category="STEM", session_minutes=60, tiers=tiers, course_id=case.course
         )
         place = dict(zip(("latitude", "longitude"), CENTRE, strict=True))
-        await create_student(tx, name="Asha", student_id=case.student, **(place if case.life.located else {}))
+        await create_student(tx, name="Asha", student_id=case.student, timezone=self.zone, **(place if case.life.located else {}))
         if case.life.coins:
             await grant_coins(tx, case.student, COINS, "verify")
         works = case.life.trainer in ("free", "booked")
@@ -277,7 +292,7 @@ class Lane:
 
     async def _block(self, tx: Tx, case: Case) -> None:
         """Somebody else has the trainer at that time."""
-        other = await create_student(tx, name="Vikram")
+        other = await create_student(tx, name="Vikram", timezone=self.zone)
         order = an_order(other, case.course, case.start)
         case.blocker = (await create_payment(tx, order, RULES, PROVIDERS, account_id=None)).payment.id
         await confirm_payment(tx, case.blocker, PROVIDERS)
@@ -305,7 +320,7 @@ class Lane:
         if asleep:
             self.result.fired["a group slept"] += 1
             await self.crew.drain(but=asleep)
-        self.db.ahead = timedelta(days=self.dice.randint(*OUTAGE_DAYS))
+        self.db.ahead += timedelta(days=self.dice.randint(*OUTAGE_DAYS))
         await self._through(asleep, 0.2)
         await self.crew.drain()
         reconciler = Reconciler(self.db, SETTINGS)
@@ -331,7 +346,12 @@ class Lane:
         by_payment = {row["payment_id"]: row for row in rows}
         judged: list[tuple[str, str]] = []
         for case in self.cases:
-            states = {role: _state(case, by_payment[payment]) for role, payment in sorted(case.payments.items())}
+            states = {
+                role: _state(case, by_payment[payment], self.zone) for role, payment in sorted(case.payments.items())
+            }
+            for role, state in states.items():
+                if any(f"{at}:00" != state["slot_start"] for at in state["sessions at"]):
+                    self._wrong(f"{case.class_} {role}: sold at {state['slot_start']}, held at {state['sessions at']}")
             for role, end in must_end(case.life, case.order).items():
                 wrong = [
                     f"{name} is {states[role][name]!r} instead of {value!r}"
@@ -349,7 +369,7 @@ class Lane:
         self.result.violated(said, str(self.number))
 
 
-# Nothing may be parked, or stored without effect.
+# Nothing may be parked, stored without effect, or booked at shorter notice than the house gives.
 LEFT_BEHIND = """
 select 'parked: ' || event_type || ' of ' || consumer_group || ': ' || error from dead_letters where status = 'parked'
 union all
@@ -357,6 +377,9 @@ select 'webhook ' || type || ' of ' || payment_id || ' never had an effect' from
 union all
 select 'webhook ' || type || ' of ' || payment_id || ': ' || outcome from webhook_events
 where outcome not in ('applied', 'already', 'stale')
+union all
+select 'booking ' || id || ' begins ' || starts[1] - created_at || ' after it was made' from bookings
+where starts[1] < created_at + make_interval(hours => 12)
 """
 
 # What a payment came to, in business columns. A purchase that ended counts as none.
@@ -386,14 +409,14 @@ where p.student_id = any(%(students)b::uuid[])
 """
 
 
-def _state(case: Case, row: dict[str, Any]) -> dict[str, Any]:
+def _state(case: Case, row: dict[str, Any], zone: str) -> dict[str, Any]:
     """Comparable between cases: no ids, no instants; days are counted from the requested start."""
     state = {name: row[name] for name in row if name not in ("payment_id", "trainer_id", "start_date")}
     state["slot_start"] = str(row["slot_start"])
     state["start"] = row["start_date"] and (row["start_date"] - case.start).days
     state["trainer"] = row["trainer_id"] and row["trainer_id"] == case.trainer
     for name in ("booked", "sessions"):
-        times = [start.astimezone(ZONE) for start in row[name]]
+        times = [start.astimezone(ZoneInfo(zone)) for start in row[name]]
         state[name] = [(start.date() - case.start).days for start in times] if case.life.dates else len(times)
         state[f"{name} at"] = sorted({start.strftime("%H:%M") for start in times})
     if case.life.outage:

@@ -34,7 +34,7 @@ from caravan.sessions.operations import sync_sessions
 from caravan.web import auth
 from caravan.web.auth import Role
 from verify.report import PartResult
-from verify.world import PRICES, PROVIDERS, RULES, SESSIONS, add_trainer, sandbox, sign
+from verify.world import HOURS, PRICES, PROVIDERS, RULES, SESSIONS, add_trainer, sandbox, sign
 
 THIRTY_TWO = 32
 PRICE = PRICES[SESSIONS]
@@ -112,14 +112,16 @@ async def a_course(tx: Tx) -> UUID:
     return await create_course(tx, title="Robotics", category="STEM", session_minutes=60, tiers=tiers)
 
 
-def an_order(tx: Tx, student: UUID, course: UUID, *, coins: int = 0, again: bool = False) -> Order:
+def an_order(
+    tx: Tx, student: UUID, course: UUID, *, coins: int = 0, again: bool = False, slot: str = SLOT
+) -> Order:
     return Order(
         student_id=student,
         course_id=course,
         session_count=SESSIONS,
         learning_mode="online",
         group_size=1,
-        time_slot=SLOT,
+        time_slot=slot,
         start_date=a_start(tx),
         raw={"from": "verify"},
         coins=coins,
@@ -300,9 +302,10 @@ async def coins(ring: Ring) -> None:
 
     student, course = await ring.transact(open_)
 
-    async def order(_place: int) -> UUID:
+    async def order(place: int) -> UUID:
         async def work(tx: Tx) -> UUID:
-            wanted = an_order(tx, student, course, coins=COINS, again=True)
+            slot = f"{place % HOURS:02d}:{place // HOURS * 30:02d}"  # orders of one time of day wait for each other
+            wanted = an_order(tx, student, course, coins=COINS, again=True, slot=slot)
             return (await create_payment(tx, wanted, RULES, PROVIDERS, account_id=None)).payment.id
 
         return await ring.transact(work)
