@@ -67,7 +67,9 @@ async def run(context: Context) -> PartResult:
             if ends.setdefault(class_, (state, lane))[0] != state:
                 result.violated(f"{class_} ended in two ways: {ends[class_][0]} and {state}", lane)
     result.good_min = 0 if context.case else cases
-    result.must_fire = () if context.case else (*KINDS, "the clocks change", "heard twice", "a group slept", "turned in between")
+    result.must_fire = (
+        () if context.case else (*KINDS, "the clocks change", "heard twice", "a group slept", "turned in between")
+    )
     orders = sum(len(list_orders(context.seed, outage)) for outage in (False, True))
     result.extra = {"lives": len(LIVES), "classes": len(ends), "orders": orders}
     return result
@@ -275,7 +277,9 @@ class Lane:
             tx, title="Robotics", category="STEM", session_minutes=60, tiers=tiers, course_id=case.course
         )
         place = dict(zip(("latitude", "longitude"), CENTRE, strict=True))
-        await create_student(tx, name="Asha", student_id=case.student, timezone=self.zone, **(place if case.life.located else {}))
+        await create_student(
+            tx, name="Asha", student_id=case.student, timezone=self.zone, **(place if case.life.located else {})
+        )
         if case.life.coins:
             await grant_coins(tx, case.student, COINS, "verify")
         works = case.life.trainer in ("free", "booked")

@@ -112,9 +112,7 @@ async def a_course(tx: Tx) -> UUID:
     return await create_course(tx, title="Robotics", category="STEM", session_minutes=60, tiers=tiers)
 
 
-def an_order(
-    tx: Tx, student: UUID, course: UUID, *, coins: int = 0, again: bool = False, slot: str = SLOT
-) -> Order:
+def an_order(tx: Tx, student: UUID, course: UUID, *, coins: int = 0, again: bool = False, slot: str = SLOT) -> Order:
     return Order(
         student_id=student,
         course_id=course,
