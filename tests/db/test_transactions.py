@@ -143,3 +143,39 @@ async def test_hints_are_sent_after_the_commit_only(things: Database) -> None:
         tx.hint("kept")
         assert sent == []
     assert sent == ["kept"]
+
+
+@pytest.mark.parametrize("done", [True, False])
+async def test_a_commit_whose_answer_is_lost_happens_once(
+    things: Database, monkeypatch: pytest.MonkeyPatch, done: bool
+) -> None:
+    """An operator's partial refund was given back twice: the lost commit had been done, and was run again."""
+    async with things.transaction() as tx:
+        await tx.execute("alter table things add at timestamptz default clock_timestamp()")
+    told: list[object] = []
+    things.on_hints = told.append
+    execute = psycopg.AsyncConnection[object].execute
+    lost = 0
+
+    async def lose(connection: psycopg.AsyncConnection[object], query: object, *args: object) -> object:
+        nonlocal lost
+        if query == "commit" and attempts and not lost:
+            lost += 1
+            if done:
+                await execute(connection, query, *args)  # pyright: ignore[reportCallIssue, reportArgumentType]
+            connection.pgconn.finish()
+            raise psycopg.OperationalError("server closed the connection unexpectedly")
+        return await execute(connection, query, *args)  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+    attempts: list[int] = []
+
+    async def work(tx: Tx) -> int:
+        attempts.append(len(attempts) + 1)
+        await tx.execute("insert into things select coalesce(max(n), 0) + 1 from things")
+        tx.hint("somebody")
+        return attempts[-1]
+
+    monkeypatch.setattr(psycopg.AsyncConnection, "execute", lose)
+    assert await things.transact(work) == (1 if done else 2)
+    monkeypatch.undo()
+    assert (lost, await count(things), told) == (1, 1, [{"somebody"}])

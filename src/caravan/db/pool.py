@@ -24,6 +24,7 @@ IDLE_IN_TRANSACTION_SECONDS = 8
 STATEMENT_TIMEOUT_SECONDS = 30
 LOCK_TIMEOUT_SECONDS = 10
 TRANSACT_ATTEMPTS = 8
+OUTCOME_ATTEMPTS = 12
 POOL_TIMEOUT_SECONDS = 5.0  # then the answer is 503 TRY_AGAIN
 KNOCK_SECONDS_MAX = 300.0  # how long one attempt to connect goes on; as long as the pool itself would
 KNOCK_PAUSE_SECONDS_MAX = 0.5
@@ -55,6 +56,11 @@ class _Connection(psycopg.AsyncConnection[Any]):
                     raise
             await asyncio.sleep(random.uniform(0.5, 1) * pause)  # noqa: S311 - jitter
             pause = min(KNOCK_PAUSE_SECONDS_MAX, pause * 1.5)
+
+
+# A transaction's own id, where it has written anything; and what became of one: committed, aborted or in progress.
+OWN_ID = "select pg_current_xact_id_if_assigned()::text"
+OUTCOME = "select pg_xact_status(%(xid)s::text::xid8)"
 
 
 class Database:
@@ -100,8 +106,13 @@ class Database:
         await self.close()
 
     @asynccontextmanager
-    async def transaction(self, source: str = "caravan", *, read_only: bool = False) -> AsyncGenerator[Tx]:
-        """Open a transaction; commit on leaving, roll back on any exception (also when the task is cancelled)."""
+    async def transaction(
+        self, source: str = "caravan", *, read_only: bool = False, named: bool = False
+    ) -> AsyncGenerator[Tx]:
+        """Open a transaction; commit on leaving, roll back on any exception (also when the task is cancelled).
+
+        `named`: learn its id before the commit (`tx.xid`), to be able to ask what became of it.
+        """
         async with self._pool.connection() as connection:
             now = await _begin(connection, read_only=read_only)
             tx = Tx(connection, now, source)
@@ -109,6 +120,8 @@ class Database:
                 yield tx
                 if tx.flush:
                     await tx.flush(tx)
+                if named:
+                    tx.xid = await tx.value(OWN_ID)
                 await connection.execute("commit")
             except BaseException:
                 # A cancelled task may leave the connection busy; then it is closed, which rolls back too.
@@ -118,21 +131,49 @@ class Database:
                     else:
                         await connection.execute("rollback")
                 raise
+        self._tell(tx)
+
+    def _tell(self, tx: Tx) -> None:
         if tx.hints and self.on_hints:
             self.on_hints(tx.hints)
 
     async def transact(self, work: Callable[[Tx], Awaitable[T]], source: str = "caravan") -> T:
-        """Run `work` in a transaction; run the whole again where the database says that may help."""
+        """Run `work` in a transaction; run the whole again where the database says that may help.
+
+        A commit whose answer is lost is asked for, never repeated blindly: `work` need not be safe to run twice.
+        """
         for attempt in range(1, TRANSACT_ATTEMPTS + 1):
+            tx: Tx | None = None
+            result: list[T] = []
             try:
-                async with self.transaction(source) as tx:
-                    return await work(tx)
+                async with self.transaction(source, named=True) as tx:
+                    result.append(await work(tx))
+                return result[0]
             except Exception as error:
+                if tx is not None and tx.xid and is_transient(error) and await self._committed(tx.xid, error):
+                    self._tell(tx)
+                    return result[0]
                 # Who waited in vain for a connection has waited long enough.
                 if attempt == TRANSACT_ATTEMPTS or isinstance(error, PoolTimeout) or not is_transient(error):
                     raise
                 await asyncio.sleep(random.uniform(0, min(1.0, 0.01 * 2**attempt)))  # noqa: S311 - jitter
         raise AssertionError("unreachable")
+
+    async def _committed(self, xid: str, error: Exception) -> bool:
+        """What became of a transaction whose commit failed; raises `error` where the database can't tell."""
+        for attempt in range(1, OUTCOME_ATTEMPTS + 1):
+            try:
+                async with self.connection() as connection:
+                    row = await (await connection.execute(OUTCOME, {"xid": xid})).fetchone()
+            except psycopg.OperationalError:
+                row = ("in progress",)  # not to be reached: as good as not finished
+            outcome = row[0] if row else None
+            if outcome in ("committed", "aborted"):
+                return outcome == "committed"
+            if outcome is None:
+                break
+            await asyncio.sleep(random.uniform(0, min(1.0, 0.01 * 2**attempt)))  # noqa: S311 - jitter
+        raise error
 
     @asynccontextmanager
     async def connection(self) -> AsyncGenerator[psycopg.AsyncConnection[Any]]:

@@ -43,7 +43,7 @@ class Tx:
     than text. Rows come back in binary always: as dicts, or as `into=` a dataclass with the columns' names.
     """
 
-    __slots__ = ("causes", "connection", "flush", "hints", "now", "outgoing", "source", "trace")
+    __slots__ = ("causes", "connection", "flush", "hints", "now", "outgoing", "source", "trace", "xid")
 
     def __init__(self, connection: psycopg.AsyncConnection[Any], now: datetime, source: str) -> None:
         self.connection = connection
@@ -53,6 +53,7 @@ class Tx:
         self.trace: str | None = None  # the request's trace context, where the edge is a request
         self.hints: set[str] = set()  # keys that changed, sent to whoever listens after the commit
         self.outgoing: list[Any] = []  # events said so far, see eventlog.outbox
+        self.xid: str | None = None  # its id, once the commit is being asked for; see Database.transact
         self.flush: Callable[[Tx], Awaitable[None]] | None = None  # run once, just before the commit
 
     async def execute(self, query: Query, params: Params | None = None) -> int:
