@@ -30,6 +30,9 @@ async def in_processes(work: Callable[[Job], Awaitable[Found]], jobs: Sequence[J
         try:
             return list(await asyncio.gather(*tasks))
         except BaseException:
+            # Nobody waits for what the others are at; an executor that is only shut down would.
+            for child in multiprocessing.active_children():
+                child.kill()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 

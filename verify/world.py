@@ -12,7 +12,7 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date, time, timedelta
+from datetime import date, datetime, time, timedelta
 from itertools import count
 from typing import Any
 from uuid import UUID
@@ -153,7 +153,7 @@ class World:
         """The provider tells us, signed; the same `event_id` is the same webhook. False: we had it already."""
         async with self.db.transaction("payment-service") as tx:
             headers, body = sign(
-                tx, payment, type, cents=cents, refund_id=refund_id, event_id=event_id, currency=currency
+                tx.now, payment, type, cents=cents, refund_id=refund_id, event_id=event_id, currency=currency
             )
             return await receive_webhook(tx, sandbox(), headers, body)
 
@@ -208,7 +208,7 @@ def difference(final: Mapping[str, Any], other: Mapping[str, Any]) -> str:
 
 
 def sign(
-    tx: Tx,
+    now: datetime,
     payment: UUID,
     type: str,
     *,
@@ -220,8 +220,8 @@ def sign(
     """A webhook's headers and body."""
     data: dict[str, Any] = {"paymentId": str(payment), "amountCents": cents, "currency": currency}
     data |= {"refundId": refund_id} if refund_id else {}
-    body = msgspec.json.encode({"type": type, "timestamp": tx.now, "data": data})
-    return sandbox().sign(event_id or f"msg_{new_id()}", tx.now, body), body
+    body = msgspec.json.encode({"type": type, "timestamp": now, "data": data})
+    return sandbox().sign(event_id or f"msg_{new_id()}", now, body), body
 
 
 async def open_world(db: Database, *, trainers: int = 2, random: random.Random | None = None) -> World:

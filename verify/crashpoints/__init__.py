@@ -1,0 +1,125 @@
+"""Crash points, found by running: every step of the product, struck at every place where it touches the world.
+
+Each step is run cleanly first, which counts its points; then each fault strikes before and after each point (`full`),
+or one fault each point in turn (`small`), and then come pairs: a second fault, at a random point, while the first is
+being recovered from. New code is covered the day it is written, because nothing here lists statements.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from verify.crashpoints.play import Batch, Found, name_of, parse_case, play
+from verify.crashpoints.points import Fault, Point, Strike, strikes_at
+from verify.crashpoints.stage import Template, make_template
+from verify.crashpoints.steps import Step, list_steps
+from verify.parts import Context
+from verify.processes import in_processes
+from verify.report import PartResult
+
+CASES_MIN = {"small": 0, "full": 20_000}
+PAIRS = {"small": 60, "full": 4_000}
+STUDENTS_MAX = 42  # of one batch
+ONE_BY_ONE = 1
+
+Plan = tuple[Strike, ...]
+
+
+async def run(context: Context) -> PartResult:
+    result = context.result()
+    result.must_fire = tuple(Fault)
+    steps = {step.name: step for step in list_steps()}
+    templates = {
+        trainers: await make_template(context.server.databases, trainers)
+        for trainers in sorted({step.trainers for step in steps.values()})
+    }
+    if context.case:
+        name, plan = parse_case(context.case)
+        await _repeat(context, result, steps[name], plan, templates)
+        return result
+    clean = await in_processes(play, [_batch(context, templates, step, 0, []) for step in steps.values()])
+    points = {found.step: found.points for found in clean}
+    plans = _plan(context, points)
+    batches = [
+        _batch(context, templates, step, number, some)
+        for step in steps.values()
+        for number, some in enumerate(_cut(plans[step.name], STUDENTS_MAX // step.size - 2), start=1)
+    ]
+    found = await in_processes(play, batches)
+    _judge(result, points, clean, found)
+    result.good_min = result.cases
+    return result
+
+
+def _batch(context: Context, templates: dict[int, Template], step: Step, number: int, plans: Sequence[Plan]) -> Batch:
+    databases = context.server.databases.of_process(f"{step.name.replace('-', '_')}_{number}")
+    return Batch(databases, templates[step.trainers], step.name, number, tuple(plans))
+
+
+def _plan(context: Context, points: dict[str, list[Point]]) -> dict[str, list[Plan]]:
+    """Which cases are to be run, by step."""
+    plans: dict[str, list[Plan]] = {step: [] for step in points}
+    turn = context.seed
+    for step, seen in points.items():
+        for at, point in enumerate(seen):
+            possible = strikes_at(point)
+            # In turn, with a stride that meets each fault before and after: a small run still sees every kind.
+            chosen = possible if context.scale == "full" else [possible[(turn * 9) % len(possible)]]
+            plans[step] += [(Strike(at, when, fault),) for when, fault in chosen]
+            turn += 1
+    singles = sum(map(len, plans.values()))
+    dice = context.dice("pairs")
+    for _ in range(max(PAIRS[context.scale], CASES_MIN[context.scale] - singles)):
+        step = dice.choice(list(points))
+        first, second = (_any(dice.randrange(len(points[step])), points[step], dice.random()) for _ in range(2))
+        plans[step].append((first, second))
+    return plans
+
+
+def _any(at: int, seen: Sequence[Point], chance: float) -> Strike:
+    possible = strikes_at(seen[at])
+    when, fault = possible[int(chance * len(possible))]
+    return Strike(at, when, fault)
+
+
+def _cut(plans: Sequence[Plan], size: int) -> list[Sequence[Plan]]:
+    return [plans[at : at + size] for at in range(0, len(plans), size)]
+
+
+def _judge(result: PartResult, points: dict[str, list[Point]], clean: Sequence[Found], found: Sequence[Found]) -> None:
+    came_to = {each.step: each.clean for each in clean}
+    struck: dict[str, set[int]] = {step: set() for step in points}
+    second = silent = 0
+    for each in [*clean, *found]:
+        result.cases += each.cases
+        result.fired.update(each.fired)
+        result.good += each.good
+        struck[each.step] |= each.struck
+        second += each.second
+        silent += each.silent
+        for case, said in each.violations:
+            result.violated(f"{case}: {said}", case)
+        if each.clean != came_to[each.step]:
+            result.violated(f"{each.step}: two clean runs came to different ends")
+    result.extra["points_found"] = sum(map(len, points.values()))
+    result.extra["points_exercised"] = sum(map(len, struck.values()))
+    result.extra["statements_found"] = len({point.label for seen in points.values() for point in seen})
+    result.extra["steps"] = len(points)
+    result.extra["second_faults"] = second
+    result.extra["silent"] = silent
+    left = {step: set(range(len(seen))) - struck[step] for step, seen in points.items()}
+    for step, missing in left.items():
+        if missing:
+            labels = Counter(points[step][at].label for at in sorted(missing))
+            result.failed.append(f"{step}: not exercised {', '.join(labels)}")
+
+
+async def _repeat(context: Context, result: PartResult, step: Step, plan: Plan, templates: dict[int, Template]) -> None:
+    [found] = await in_processes(play, [_batch(context, templates, step, 0, [plan] if plan else [])])
+    for at, point in enumerate(found.points):
+        print(f"{at:>4} {point.kind:<10} {point.label}")
+    result.cases, result.good, result.fired = found.cases or ONE_BY_ONE, found.good, found.fired
+    result.must_fire = ()
+    for case, said in found.violations:
+        result.violated(f"{case or name_of(step.name, plan)}: {said}", case)

@@ -1,0 +1,227 @@
+"""Every place where the product touches the world, counted while it runs; and at any of them, a fault.
+
+A point is a statement (begin, commit and savepoints are statements too: all of them pass `AsyncCursor.execute`), a
+wake-up hint (`Wake.send`). They are wrapped from outside while `Points` is installed; the product knows nothing of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+import pkgutil
+import signal
+import socket
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+import caravan
+from caravan.db.wake import Wake
+
+
+class Fault(StrEnum):
+    """What goes wrong. Each happens before the touch (instead of it, where it can't follow) or after it."""
+
+    KILLED = "killed"  # SIGKILL, nothing runs any more
+    EXCEPTION = "exception"  # a bug
+    LIED = "done-reported-failed"  # before: neither done; after: done, and the caller hears that the connection failed
+    SERIALIZATION = "40001"
+    DEADLOCK = "40P01"
+    DROPPED = "connection-dropped"
+    CANCELLED = "cancelled"
+
+
+BEFORE, AFTER = "before", "after"
+STATEMENT, HINT = "statement", "hint"
+# A hint is no statement: the database can't answer it. What can happen there is what is left.
+ELSEWHERE = (Fault.KILLED, Fault.EXCEPTION, Fault.DROPPED, Fault.CANCELLED)
+
+
+class Bug(Exception):
+    """The injected bug."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    kind: str
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Strike:
+    """A fault at the `at`th point from now on (from 0), or from the strike before it."""
+
+    at: int
+    when: str
+    fault: Fault
+
+    def __str__(self) -> str:
+        return f"{self.at}{'+' if self.when == AFTER else '-'}{self.fault}"
+
+
+def strikes_at(point: Point) -> list[tuple[str, Fault]]:
+    """All that can go wrong at a point."""
+    if point.kind != STATEMENT:
+        return [(when, fault) for when in (BEFORE, AFTER) for fault in ELSEWHERE]
+    # A commit that was done can't fail to be serialised any more; everything else can come after it.
+    impossible = {Fault.SERIALIZATION, Fault.DEADLOCK} if point.label == "commit" else set[Fault]()
+    return [(when, fault) for when in (BEFORE, AFTER) for fault in Fault if when == BEFORE or fault not in impossible]
+
+
+class Points:
+    """Installed once per process; idle unless something is counted or struck."""
+
+    def __init__(self) -> None:
+        self.seen: list[Point] = []
+        self.fired: list[Fault] = []
+        self.task: asyncio.Task[Any] | None = None
+        self._watching = False
+        self._pending: list[Strike] = []
+        self._left = 0
+        self._execute = psycopg.AsyncCursor[Any].execute
+        self._send = Wake.send
+
+    def install(self) -> None:
+        points = self
+
+        async def execute(cursor: Any, query: Any, params: Any = None, **options: Any) -> Any:
+            return await points.statement(cursor, query, params, options)
+
+        def send(wake: Wake, keys: Iterable[str]) -> None:
+            points.hint(wake, keys)
+
+        setattr(psycopg.AsyncCursor, "execute", execute)  # noqa: B010 - the checker knows that it isn't the same
+        setattr(Wake, "send", send)  # noqa: B010
+
+    def uninstall(self) -> None:
+        psycopg.AsyncCursor.execute = self._execute
+        Wake.send = self._send
+
+    @contextmanager
+    def watching(self, strikes: Sequence[Strike] = ()) -> Generator[None]:
+        """Count the points that are passed, and strike. `seen` and `fired` tell afterwards."""
+        self.seen, self.fired = [], []
+        self._pending = list(strikes)
+        self._left = strikes[0].at if strikes else -1
+        self._watching = True
+        try:
+            yield
+        finally:
+            self._watching = False
+
+    @contextmanager
+    def paused(self) -> Generator[None]:
+        """For what the harness itself asks meanwhile."""
+        watching, self._watching = self._watching, False
+        try:
+            yield
+        finally:
+            self._watching = watching
+
+    @property
+    def pending(self) -> list[Strike]:
+        """What has not been struck yet."""
+        return self._pending
+
+    # -- the touches
+
+    async def statement(self, cursor: Any, query: Any, params: Any, options: dict[str, Any]) -> Any:
+        if not self._watching:
+            return await self._execute(cursor, query, params, **options)
+        strike = self._pass(Point(STATEMENT, label_of(query)))
+        if strike and strike.when == BEFORE:
+            await self._strike(strike, cursor.connection)
+        result = await self._execute(cursor, query, params, **options)
+        if strike and strike.when == AFTER:
+            await self._strike(strike, cursor.connection)
+        return result
+
+    def hint(self, wake: Wake, keys: Iterable[str]) -> None:
+        strike = self._pass(Point(HINT, "wake-up hint")) if self._watching else None
+        if strike and strike.when == BEFORE:
+            self._strike_now(strike)
+        self._send(wake, keys)
+        if strike and strike.when == AFTER:
+            self._strike_now(strike)
+
+    def _pass(self, point: Point) -> Strike | None:
+        self.seen.append(point)
+        if not self._pending:
+            return None
+        self._left -= 1
+        if self._left >= 0:
+            return None
+        strike = self._pending.pop(0)
+        self.fired.append(strike.fault)
+        self._left = self._pending[0].at if self._pending else -1
+        return strike
+
+    # -- the faults
+
+    async def _strike(self, strike: Strike, connection: psycopg.AsyncConnection[Any]) -> None:
+        match strike.fault:
+            case Fault.LIED:
+                raise psycopg.OperationalError("the connection failed before the answer came (injected)")
+            case Fault.SERIALIZATION | Fault.DEADLOCK:
+                # Said by the server itself, so that the transaction is in the state in which it then is.
+                cursor = connection.cursor()
+                await self._execute(cursor, RAISE[strike.fault])
+            case Fault.DROPPED:
+                drop(connection)
+            case _:
+                self._strike_now(strike)
+
+    def _strike_now(self, strike: Strike) -> None:
+        match strike.fault:
+            case Fault.KILLED:
+                os.kill(os.getpid(), signal.SIGKILL)
+            case Fault.CANCELLED:
+                assert self.task is not None
+                self.task.cancel()
+            case Fault.DROPPED:
+                raise ConnectionError("the listener's connection is gone (injected)")
+            case _:
+                raise Bug("injected")
+
+
+RAISE = {
+    Fault.SERIALIZATION: b"do $$ begin raise exception 'injected' using errcode = '40001'; end $$",
+    Fault.DEADLOCK: b"do $$ begin raise exception 'injected' using errcode = '40P01'; end $$",
+}
+
+
+def drop(connection: psycopg.AsyncConnection[Any]) -> None:
+    """Cut the wire; the server rolls back when it notices, we hear of it at the next statement."""
+    with socket.socket(fileno=os.dup(connection.pgconn.socket)) as wire:
+        wire.shutdown(socket.SHUT_RDWR)
+
+
+def label_of(query: Any) -> str:
+    """The statement's name in the product where it is a constant, else its first words."""
+    if isinstance(query, sql.Composable):
+        query = query.as_bytes()
+    text = query.decode() if isinstance(query, bytes) else str(query)
+    name = _constants().get(text)
+    return name or " ".join(text.split())[:40].split(";")[0]
+
+
+@cache
+def _constants() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for module in pkgutil.walk_packages(caravan.__path__, "caravan."):
+        if module.name.endswith("__main__"):
+            continue
+        for name, value in vars(importlib.import_module(module.name)).items():
+            if name.isupper() and isinstance(value, str) and " " in value:
+                found.setdefault(value, f"{module.name.removeprefix('caravan.')}.{name}")
+    return found
+
+
+points = Points()
