@@ -34,8 +34,10 @@ class MovedClock(Database):
         return self
 
     @asynccontextmanager
-    async def transaction(self, source: str = "caravan", *, read_only: bool = False) -> AsyncGenerator[Tx]:
-        async with super().transaction(source, read_only=read_only) as tx:
+    async def transaction(
+        self, source: str = "caravan", *, read_only: bool = False, named: bool = False
+    ) -> AsyncGenerator[Tx]:
+        async with super().transaction(source, read_only=read_only, named=named) as tx:
             tx.now += self.ahead
             yield tx
 
