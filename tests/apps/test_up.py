@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -206,6 +207,33 @@ def test_only_repeated_quick_crashes_are_made_to_wait() -> None:
 
     assert pauses[:5] == [0, 0, 0, 1, 2]
     assert pauses[-1] == BACKOFF_SECONDS_MAX
+
+
+async def test_a_machine_that_can_start_no_process_for_a_moment_is_asked_again() -> None:
+    spawned = asyncio.Event()
+
+    class Unlucky(Child):
+        tries = 0
+
+        async def spawn(self) -> None:
+            self.tries += 1
+            if self.tries == 2:
+                raise BlockingIOError("no more processes")
+            await super().spawn()
+            if self.tries == 3:
+                spawned.set()
+
+    child = Unlucky("web", pass_fds=(), output=None, report=lambda _what, _facts: None)
+    await child.spawn()
+    keeping = asyncio.create_task(child.keep(lambda: asyncio.sleep(0)))
+    child.end()
+    try:
+        async with asyncio.timeout(10):
+            await asyncio.wait({keeping, asyncio.create_task(spawned.wait())}, return_when=asyncio.FIRST_COMPLETED)
+        assert spawned.is_set()
+    finally:
+        keeping.cancel()
+        await child.stop(1)
 
 
 def test_the_demo_leaves_somebodys_own_data_alone(start: Start, data_dir: Path) -> None:

@@ -21,13 +21,14 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from caravan.apps.web import Server
-from caravan.db import Database
+from caravan.db import Database, Tx
 from caravan.db.wake import Wake
 from caravan.eventlog import outbox
 from caravan.events import CourseAccessGranted
 from caravan.ids import new_id
 from caravan.realtime import gateway as gateways
 from caravan.realtime import routes
+from caravan.realtime.access import Visitor
 from caravan.realtime.gateway import Gateway
 from caravan.settings import Settings
 from caravan.web.auth import Role, create_account, disable_account, issue_token, revoke_token
@@ -359,6 +360,21 @@ async def test_a_student_who_comes_or_goes_is_heard_or_not(house: House) -> None
         await house.say(added)
         frame = await read(ws)
         assert (frame["studentId"], frame["seq"]) == (str(added), 1)
+
+
+async def test_a_socket_that_leaves_while_it_is_rechecked_is_forgotten(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway, student = house.gateway, new_id()
+    socket = gateway.join(Visitor(b"token", {}))
+
+    async def recheck(_tx: Tx, _hashes: object) -> dict[bytes, Visitor]:
+        gateway.leave(socket)
+        return {b"token": Visitor(b"token", {student: 0})}  # a student was added meanwhile
+
+    monkeypatch.setattr(gateways, "recheck", recheck)
+    await gateway._recheck()
+    assert str(student) not in gateway._by_student
 
 
 async def test_a_client_that_does_not_read_costs_a_bounded_queue_and_is_dropped(

@@ -63,6 +63,8 @@ class Child:
         finally:
             theirs.close()
         ours.setblocking(False)
+        if self._writer is not None:
+            self._writer.close()  # to its predecessor
         reader, self._writer = await asyncio.open_connection(sock=ours)
         self._reading = asyncio.create_task(self._read(reader), name=f"{self.role} answers")
 
@@ -113,10 +115,10 @@ class Child:
             )
             await asyncio.sleep(pause)
             self.restarts += 1
-            await self.spawn()
             try:
+                await self.spawn()
                 await begin()
-            except ChildFailed as error:
+            except (ChildFailed, OSError) as error:  # OSError: the machine has no process to give just now
                 self._report("process did not start", {"process": self.role, "error": str(error)})
                 self.end()
 

@@ -192,7 +192,7 @@ class Gateway:
             return
         async with self._db.transaction("websocket-server", read_only=True) as tx:
             visitors = await recheck(tx, {socket.token_hash for socket in sockets})
-        for socket in sockets:
+        for socket in self._sockets.intersection(sockets):  # some have left while we asked
             visitor = visitors.get(socket.token_hash)
             if visitor is None:
                 socket.end(protocol.CLOSE_UNAUTHORIZED)
