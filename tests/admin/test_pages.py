@@ -12,11 +12,11 @@ import httpx2
 import pytest
 
 from caravan.admin import pages, routes
-from caravan.admin.wording import REASONS
 from caravan.apps.subscriptions import BY_GROUP
 from caravan.db import Database
 from caravan.deliveries import Reason
 from caravan.fulfilment.diagnose import Technical
+from caravan.fulfilment.wording import REASONS
 from caravan.ids import new_id
 from caravan.web.auth import Role
 from tests.clients import ORIGIN, an_account, bearer, client_of, make_app
@@ -110,6 +110,37 @@ async def test_every_reason_has_words_and_a_button(console: Console, reason: Rea
     for page in (await console.page(f"/waiting?reason={reason}"), await console.page(f"/purchases/{road.payment_id}")):
         assert f'action="/admin/payments/{road.payment_id}/' in page
         assert reason in page
+
+
+async def test_home_is_entered_where_it_is_missing_and_it_goes_on(console: Console) -> None:
+    await console.shop.run("update students set latitude = null, longitude = null")
+    payment = await console.shop.bought(mode="home")
+    await console.shop.work()
+    assert "Latitude" in await console.page(f"/purchases/{payment}")
+
+    looked = text_of(await console.pressed(f"payments/{payment}/repair"))
+    refused = await console.press(f"payments/{payment}/enter-location", latitude="north", longitude="77")
+    entered = await console.pressed(f"payments/{payment}/enter-location", latitude="28.6139", longitude="77.2090")
+
+    waits = "Looked again: it still waits, because sessions at home were bought, and nobody said where home is."
+    assert waits in looked
+    assert "Done." not in looked
+    assert (refused.status_code, "A place is a latitude" in refused.text) == (422, True)
+    assert "Done. enter location: seen on the console. Entered where home is." in text_of(entered)
+    assert "28.6139" not in entered
+    assert "28.6139" not in str(await console.shop.rows("select * from audit_log"))
+    await console.shop.work()
+    assert (await console.shop.why(payment)).stage == "scheduled"
+
+
+async def test_support_is_told_who_may_enter_where_home_is(db: Database, client: httpx2.AsyncClient) -> None:
+    console = await a_console(db, client, Role.SUPPORT)
+    road = await world.a_payment(db, reason=Reason.STUDENT_LOCATION_MISSING)
+    page = text_of(await console.page(f"/purchases/{road.payment_id}"))
+    assert "An admin can do this: Enter where home is." in page
+    assert f"The family enters it at /checkout/{road.payment_id}" in page
+    answer = await console.press(f"payments/{road.payment_id}/enter-location", latitude="1", longitude="1")
+    assert answer.status_code == 403
 
 
 def test_every_reason_is_in_words() -> None:

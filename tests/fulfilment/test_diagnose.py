@@ -163,7 +163,7 @@ async def test_delivered_but_still_registered(db: Database) -> None:
 @pytest.mark.parametrize("reason", list(Reason))
 async def test_every_business_reason_is_told_with_its_button(db: Database, reason: Reason) -> None:
     road = await world.a_payment(db, reason=reason)
-    if reason is Reason.STUDENT_CONFLICT:
+    if reason in (Reason.STUDENT_CONFLICT, Reason.NO_TRAINER_AVAILABLE):
         await world.purchased(db, road)
     finding = await the_finding(db, road)
     assert (finding.reason, finding.technical) == (reason, False)
@@ -175,8 +175,30 @@ async def test_every_business_reason_is_told_with_its_button(db: Database, reaso
         "TIER_UNKNOWN": "mend_payment",
         "INVALID_SCHEDULE": "mend_payment",
         "STUDENT_CONFLICT": "mend_purchase",
+        "NO_TRAINER_AVAILABLE": "mend_purchase",
+        "STUDENT_NOT_FOUND": "refund",
+        "COURSE_NOT_FOUND": "refund",
+        "STUDENT_LOCATION_MISSING": "enter-location",
     }
     assert finding.action.name == expected.get(reason, "repair")
+
+
+async def test_another_slot_is_offered_only_while_there_is_no_trainer(db: Database) -> None:
+    road = await world.a_payment(db, reason=Reason.STUDENT_CONFLICT)
+    await world.purchased(db, road)
+    await world.allocated(db, road)
+    await world.scheduled(db, road, close=False)
+    finding = await the_finding(db, road)
+    assert finding.action is not None
+    assert (finding.reason, finding.action.name) == ("STUDENT_CONFLICT", "repair")
+
+
+async def test_who_enters_where_home_is(db: Database) -> None:
+    road = await world.a_payment(db, reason=Reason.STUDENT_LOCATION_MISSING)
+    action = (await the_finding(db, road)).action
+    assert action is not None
+    assert (action.method, action.path) == ("PATCH", f"/api/v1/students/{road.student_id}")
+    assert f"/checkout/{road.payment_id}" in (action.hint or "")
 
 
 async def test_the_question_may_be_asked_by_any_id(db: Database) -> None:

@@ -74,7 +74,8 @@ async def test_what_has_to_wait_says_so(db: Database) -> None:
     await repaired(db, road)
     looked = await repaired(db, road)
     assert (looked.stage, looked.reason) == ("purchased", "NO_TRAINER_AVAILABLE")
-    assert looked.did == "Looked again: it has to wait, NO_TRAINER_AVAILABLE."
+    assert looked.did == "Looked again: it still waits, because no trainer is free for all of its sessions."
+    assert looked.still_waits
 
 
 @pytest.mark.parametrize("reason", ["OPERATOR_HOLD", "AMOUNT_MISMATCH", "PAID_TWICE"])

@@ -30,6 +30,7 @@ from caravan.fulfilment.repair import LOCK_PAYMENT, PaymentNotFound, Repaired
 from caravan.payments import captures, refunds
 from caravan.payments.providers import Provider
 from caravan.payments.refunds import Refund
+from caravan.people.students import update_student
 from caravan.purchases import operations as purchases
 from caravan.sessions import operations as sessions
 from caravan.sessions.operations import Outcome
@@ -222,6 +223,19 @@ async def mend_payment(
     asked = {"sessionCount": session_count, "timeSlot": time_slot, "startDate": start_date}
     async with _audited(tx, actor, "mend payment", payment_id, note, asked=asked):
         await purchases.mend_terms(tx, payment_id, sessions=session_count, time_slot=time_slot, start_date=start_date)
+
+
+async def enter_location(
+    tx: Tx, actor: Actor, payment_id: UUID, note: str | None, *, latitude: float, longitude: float, notice: timedelta
+) -> None:
+    """Where the student's home is, as the family said; what waits for it goes on at once. Coordinates have one home:
+    the audit row tells that they were entered, never which. Raises StudentNotFound."""
+    note = require_note(note)
+    async with _audited(tx, actor, "enter location", payment_id, note) as change:
+        await update_student(tx, change.facts.student_id, {"latitude": latitude, "longitude": longitude})
+        if change.finding.reason == Reason.STUDENT_LOCATION_MISSING and change.finding.step is not None:
+            await repairs.run_step(tx, change.finding.step, [payment_id], notice=notice)
+        change.did = "Entered where home is."
 
 
 # ------------------------------------------------------------------ purchases, trainers, sessions

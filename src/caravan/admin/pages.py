@@ -20,6 +20,8 @@ from caravan.errors import Conflict, DomainError, Invalid
 from caravan.eventlog.dead_letters import list_dead_letters
 from caravan.eventlog.lag import list_lag
 from caravan.eventlog.workers import list_workers
+from caravan.fulfilment.repair import Repaired
+from caravan.fulfilment.wording import reason_words, still_waits
 from caravan.payments.providers import list_providers
 from caravan.web.auth import Actor
 from caravan.web.deps import Db, SettingsDep
@@ -29,6 +31,7 @@ from caravan.web.schemas import QueryText, Storable
 
 PAGE_LINES: Final = 50
 UNCLAIMED_SHOWN: Final = 20
+WAITS: Final = "waits"  # what a page is told of a repair that could move nothing
 CENTS: Final = re.compile(r"(\d{1,10})(?:\.(\d{2}))?")
 
 router = APIRouter(prefix="/admin", include_in_schema=False)
@@ -38,7 +41,7 @@ Text = Annotated[str, Form(max_length=2000), Storable]
 Choice = Annotated[str, Query(pattern="^[A-Za-z_]{0,60}$")]
 Place = Annotated[str, Query(max_length=200)]
 
-environment.filters["reason"] = wording.reason_words
+environment.filters["reason"] = reason_words
 
 
 class AmountUnreadable(Invalid):
@@ -57,6 +60,12 @@ class DateUnreadable(Invalid):
     """A date is written like 2026-01-09."""
 
     code = "DATE_UNREADABLE"
+
+
+class PlaceUnreadable(Invalid):
+    """A place is a latitude from -90 to 90 and a longitude from -180 to 180, such as 28.4595 and 77.0266."""
+
+    code = "PLACE_UNREADABLE"
 
 
 class ChangedMeanwhile(Conflict):
@@ -138,7 +147,8 @@ async def _purchase(
             detail=detail,
             line=detail.line,
             finding=detail.line.finding,
-            done=by_hand[-1].said if done and by_hand else "",
+            done=by_hand[-1].said if done and done != WAITS and by_hand else "",
+            waits=still_waits(detail.line.finding.reason) if done == WAITS and detail.line.finding.reason else "",
             problem=problem.detail if problem else "",
             now=tx.now,
         )
@@ -192,6 +202,8 @@ async def press(
     session_count: Text = "",
     time_slot: Text = "",
     start_date: Text = "",
+    latitude: Text = "",
+    longitude: Text = "",
 ) -> Response:
     """One of the buttons of a payment; the page again, with what was done or why not."""
     needed = BUTTONS.get(button)
@@ -235,15 +247,22 @@ async def press(
                         time_slot=time_slot.strip() or None,
                         start_date=starts,
                     )
+                case "enter-location":
+                    north, east = _read_degrees(latitude, 90), _read_degrees(longitude, 180)
+                    return await actions.enter_location(
+                        tx, actor, payment_id, note, latitude=north, longitude=east, notice=notice
+                    )
                 case _:
                     return await _mend_purchase(tx, actor, payment_id, note, time_slot, starts, notice)
 
-        await write(work)
+        answer = await write(work)
     except DomainError as problem:
         if problem.status == 404:
             raise
         return await _purchase(request, actor, db, payment_id, problem=problem)
-    return RedirectResponse(f"/admin/purchases/{payment_id}?done={button}", status_code=303)
+    waits = isinstance(answer, Repaired) and answer.still_waits
+    said = WAITS if waits else button.replace("-", "_")
+    return RedirectResponse(f"/admin/purchases/{payment_id}?done={said}", status_code=303)
 
 
 class NoSuchButton(DomainError):
@@ -262,6 +281,7 @@ BUTTONS: Final = {
     "release": "admin:mend",
     "mend_payment": "admin:mend",
     "mend_purchase": "admin:mend",
+    "enter-location": "students:update",
 }
 
 GET_REFUNDED = "select refunded_cents from payments where id = %(payment_id)s for update"
@@ -353,6 +373,16 @@ def _read_sessions(text: str) -> list[int] | int | None:
     if not all(re.fullmatch(r"#\d{1,3}", word, re.ASCII) for word in words):
         raise SessionsUnreadable
     return [int(word[1:]) for word in words]
+
+
+def _read_degrees(text: str, most: int) -> float:
+    try:
+        degrees = float(text.strip())
+    except ValueError:
+        raise PlaceUnreadable from None
+    if not -most <= degrees <= most:  # NaN too
+        raise PlaceUnreadable
+    return degrees
 
 
 def _read_count(text: str) -> int | None:

@@ -104,6 +104,7 @@ class ActionOut(Out):
     path: str
     needs: tuple[str, ...]
     dead_letter_id: UUID | None
+    hint: str | None
 
 
 def action_out(action: Action | None) -> ActionOut | None:

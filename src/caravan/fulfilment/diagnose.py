@@ -42,7 +42,10 @@ class Technical(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """The one thing to do. `name` is stable; `method` and `path` are the admin API's, `needs` its body's fields."""
+    """The one thing to do. `name` is stable; `method` and `path` are the API's, `needs` its body's fields.
+
+    `hint`: what else helps, and who can do it, where the button alone may not.
+    """
 
     name: str
     label: str
@@ -50,6 +53,7 @@ class Action:
     path: str
     needs: tuple[str, ...] = ("note",)
     dead_letter_id: UUID | None = None
+    hint: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,23 +290,46 @@ def _action(facts: Facts, reason: str | None, step: Step | None) -> Action | Non
     if facts.dead_letter_parked and reason == Technical.IN_DEAD_LETTERS:
         path = f"/api/v1/admin/dead-letters/{facts.dead_letter_id}/replay"
         return Action("replay", "Replay the event", "POST", path, dead_letter_id=facts.dead_letter_id)
+    hint = _HINTS.get(reason)
     match reason:
         case Reason.OPERATOR_HOLD:
             return Action("release", "Release the hold", "POST", f"{payment}/release")
         case Reason.AMOUNT_MISMATCH:
-            return Action("accept", "Accept the amount and deliver", "POST", f"{payment}/accept")
+            return Action("accept", "Accept the amount and deliver", "POST", f"{payment}/accept", hint=hint)
         case Reason.PAID_TWICE:
             return Action("refund", "Refund the second payment", "POST", f"{payment}/refund")
+        case Reason.STUDENT_NOT_FOUND | Reason.COURSE_NOT_FOUND:
+            return Action("refund", "Refund the payment", "POST", f"{payment}/refund", hint=hint)
+        case Reason.STUDENT_LOCATION_MISSING:
+            path, needs = f"/api/v1/students/{facts.student_id}", ("latitude", "longitude", "note")
+            where = f"The family enters it at /checkout/{facts.payment_id}, or an admin for them; then it goes on."
+            return Action("enter-location", "Enter where home is", "PATCH", path, needs, hint=where)
         case Reason.TIER_UNKNOWN:
             return Action("mend_payment", "Set the number of sessions", "PATCH", payment, ("sessionCount", "note"))
         case Reason.INVALID_SCHEDULE if facts.purchase_id is None:
             return Action("mend_payment", "Set slot and start", "PATCH", payment, ("timeSlot", "startDate", "note"))
-        case Reason.STUDENT_CONFLICT | Reason.INVALID_SCHEDULE if facts.purchase_id is not None:
+        case _ if reason in _SLOT_HELPS and facts.stage == Stage.PURCHASED:
             path = f"/api/v1/admin/purchases/{facts.purchase_id}"
-            return Action("mend_purchase", "Choose another slot", "PATCH", path, ("timeSlot", "startDate", "note"))
+            needs = ("timeSlot", "startDate", "note")
+            return Action("mend_purchase", "Choose another slot", "PATCH", path, needs, hint=hint)
         case _:
-            return None if step is None else Action("repair", _LABELS[step], "POST", f"{payment}/repair")
+            return None if step is None else Action("repair", _LABELS[step], "POST", f"{payment}/repair", hint=hint)
 
+
+# Another slot may be chosen while there is no trainer. Looking again for the same one is what the workers do already,
+# whenever a trainer, a booking or the student changes.
+_SLOT_HELPS = frozenset({Reason.STUDENT_CONFLICT, Reason.INVALID_SCHEDULE, Reason.NO_TRAINER_AVAILABLE})
+
+_TRAINER_HINT = "Or let a trainer open time or teach this course: then it goes on by itself."
+_HINTS: dict[str, str] = {
+    Reason.AMOUNT_MISMATCH: "Or refund it.",
+    Reason.STUDENT_NOT_FOUND: "If the student is entered under this id, it goes on by itself.",
+    Reason.COURSE_NOT_FOUND: "If the course is entered under this id, it goes on by itself.",
+    Reason.STUDENT_CONFLICT: "Agree with the family on it. If the other sessions go away, it goes on by itself.",
+    Reason.NO_TRAINER_AVAILABLE: f"Agree with the family on it. {_TRAINER_HINT}",
+    Reason.TRAINER_CONFLICT: f"This takes another trainer if one is free. {_TRAINER_HINT}",
+    Reason.TRAINER_LEFT: f"This takes another trainer if one is free. {_TRAINER_HINT}",
+}
 
 _LABELS = {
     Step.APPLY_WEBHOOK: "Apply the stored webhook",

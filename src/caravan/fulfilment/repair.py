@@ -22,6 +22,7 @@ from caravan.eventlog.subscription import Subscription
 from caravan.fulfilment.diagnose import Finding, Technical, explain
 from caravan.fulfilment.facts import Facts, gather_facts
 from caravan.fulfilment.gaps import Step
+from caravan.fulfilment.wording import still_waits
 from caravan.payments.captures import settle_captured
 from caravan.payments.webhooks import apply_waiting
 from caravan.purchases.operations import apply_refunds, create_purchases
@@ -74,6 +75,11 @@ class Repaired:
     stage: str
     reason_before: str | None
     reason: str | None
+
+    @property
+    def still_waits(self) -> bool:
+        """Nothing was moved, because a business reason stands in the way."""
+        return self.stage == self.stage_before and self.reason in Reason.__members__
 
 
 # Repairs and refunds of one payment wait for each other.
@@ -212,7 +218,7 @@ async def _close(tx: Tx, payment_ids: Sequence[UUID], notice: timedelta) -> None
 def _tell(step: Step, before: Finding, after: Finding, facts: Facts) -> str:
     """What changed, in one sentence."""
     if facts.reason and after.stage == before.stage:
-        return f"Looked again: it has to wait, {facts.reason}."
+        return still_waits(facts.reason)
     match step:
         case Step.APPLY_WEBHOOK:
             return f"Applied the stored webhook: the payment is {facts.status}."
