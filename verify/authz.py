@@ -1,4 +1,4 @@
-"""Who may do what: every route, the socket and every command, by every kind of person, on what is theirs and what isn't.
+"""Who may do what: every route, the socket and every command, by everybody, on what is theirs and what isn't.
 
 The matrix is made from the application's own routes, so a new route is in it. What to expect comes from
 `web.policies.POLICIES` and one rule: what isn't yours answers 404, exactly as what doesn't exist. Where the matrix does
@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import httpx2
+
 from caravan.web.auth import Role
 from caravan.web.policies import POLICIES, PUBLIC
 from verify.authz_edges import attack_edges

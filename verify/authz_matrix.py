@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 import httpx2
 from fastapi import FastAPI
@@ -16,7 +16,8 @@ from verify.site import Cast, Person, Site
 
 # Whose a path's parameter is: somebody's (the sides own, other and none differ in it) ...
 OWNED = frozenset(
-    {"student_id", "payment_id", "purchase_id", "allocation_id", "item_id", "dead_letter_id", "account_id", "trainer_id", "some_id"}
+    {"student_id", "payment_id", "purchase_id", "allocation_id", "item_id", "dead_letter_id", "account_id",
+     "trainer_id", "some_id"}
 )  # fmt: skip
 # ... or everybody's, with a value that is there.
 FREE: dict[str, str] = {"course_id": "", "provider": "sandbox", "seq": "1", "button": "hold", "path": "app.js"}
@@ -101,14 +102,14 @@ def list_matrix(app: FastAPI) -> list[Route]:
 # ------------------------------------------------------------------ one cell
 
 
-def ids_of(cast: Cast, side: str, route: Route) -> dict[str, str]:
+def ids_of(cast_: Cast, side: str, route: Route) -> dict[str, str]:
     """What the route's names stand for on a side; `mixed`: the first is own, the rest somebody else's."""
-    free = {name: value or str(cast.own[name]) for name, value in FREE.items()}
+    free = {name: value or str(cast_.own[name]) for name, value in FREE.items()}
     ids = free | {"soon": soon()}
     for number, name in enumerate(route.owned):
         theirs = side if side != "mixed" else ("own" if number == 0 else "other")
         real = "payment_id" if name == "some_id" else name
-        ids[name] = str(new_id()) if theirs == "none" else str((cast.own if theirs == "own" else cast.other)[real])
+        ids[name] = str(new_id()) if theirs == "none" else str((cast_.own if theirs == "own" else cast_.other)[real])
     return ids
 
 
@@ -120,7 +121,8 @@ def fill(template: Any, ids: dict[str, str]) -> Any:
     if isinstance(template, str):
         return re.sub(r"\{(\w+)\}", lambda found: ids.get(found[1], found[0]), template)
     if isinstance(template, dict):
-        return {key: fill(value, ids) for key, value in template.items()}
+        fields = cast("dict[str, Any]", template)
+        return {key: fill(value, ids) for key, value in fields.items()}
     return template
 
 

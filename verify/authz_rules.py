@@ -158,7 +158,12 @@ async def _command(result: PartResult, database: ScratchDatabase, name: str, cas
         check(result, refused, f"{cell}: exit {ended.exit_code}, {rows} rows, {ended.stderr[:150]}", "command")
         return
     if ended.exit_code in EXIT_FINE:
-        check(result, rows == changed or (rows == 1 and name in WRITES), f"{cell}: exit {ended.exit_code} and {rows} audit rows", "command")
+        check(
+            result,
+            rows == changed or (rows == 1 and name in WRITES),
+            f"{cell}: exit {ended.exit_code} and {rows} audit rows",
+            "command",
+        )
         json.loads(ended.stdout)
         result.good += 1
     else:

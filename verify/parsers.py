@@ -242,8 +242,8 @@ def check_event(event: ProviderEvent) -> None:
             raise Wrong(f"unstorable text {text!r}")
     if event.amount_cents is not None and not 0 <= event.amount_cents <= CENTS_MAX:
         raise Wrong(f"amount {event.amount_cents}")
-    if event.sent_at.tzinfo is None:
-        raise Wrong("an instant without a zone")
+    if event.sent_at.tzinfo is None or not 2000 <= event.sent_at.year <= 2200:
+        raise Wrong(f"an instant that can't be kept: {event.sent_at}")
     if event.type in KNOWN_TYPES and event.payment_id is None:
         raise Wrong("no payment")
 
@@ -253,7 +253,8 @@ def check_event(event: ProviderEvent) -> None:
 TYPES = sorted(str(kind) for kind in BY_TYPE)
 # What the events' fields are called and hold; one event has some of them, and doesn't mind the others.
 IDS = (
-    "paymentId", "studentId", "courseId", "purchaseId", "checkoutId", "allocationId", "bookingId", "trainerId", "refundId"
+    "paymentId", "studentId", "courseId", "purchaseId", "checkoutId", "allocationId", "bookingId", "trainerId",
+    "refundId",
 )  # fmt: skip
 FIELDS: dict[str, Any] = {
     "sessionCount": 30, "firstStartsAt": "2026-01-09T06:00:00Z", "lastEndsAt": "2026-02-09T06:00:00Z", "seqs": [1, 2],
@@ -438,7 +439,7 @@ COMMAND = typer.main.get_command(cli)
 
 
 def make_line(dice: Dice) -> list[str]:
-    words = dice.choice(COMMANDS).split()
+    words: list[str] = [*dice.choice(COMMANDS).split()]
     match dice.randrange(5):
         case 0:
             at = dice.randrange(len(words))

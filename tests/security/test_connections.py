@@ -1,4 +1,4 @@
-"""Connections that say too much, or never finish what they say: answered or ended, never kept. Found by `verify/authz.py`."""
+"""Connections that say too much, or never finish what they say: answered or ended, never kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Addresses in headers that Python's own reader raises at, and settings that hold a line end. Found by `verify/fuzz.py`."""
+"""Addresses in headers that Python's own reader raises at, and settings that hold a line end."""
 
 from __future__ import annotations
 

@@ -14,7 +14,8 @@ DEPTH_MAX = 20
 
 def refuse_unstorable(value: Any, depth: int = 0) -> None:
     """Raise ValueError for what PostgreSQL can't keep as text or jsonb: NUL characters, halves of surrogate pairs,
-    NaN and the infinities (which Python's JSON knows), and nesting deeper than anybody means. For texts that don't come through an `In`."""
+    NaN and the infinities (which Python's JSON knows), and nesting deeper than anybody means. For texts that don't
+    come through an `In`."""
     if depth > DEPTH_MAX:
         raise ValueError("is nested too deeply")
     if isinstance(value, str):
