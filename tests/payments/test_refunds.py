@@ -126,3 +126,20 @@ async def test_coins_come_back_with_the_whole_and_a_total_of_zero_can_be_refunde
     assert await in_tx(db, lambda tx: coins.count_available(tx, payment.student_id)) == 3600
     with pytest.raises(refunds.NotCaptured):
         await refund(db, payment)
+
+
+async def test_a_refund_whose_commit_was_not_answered_is_not_made_twice(db: Database) -> None:
+    payment = await in_tx(db, a_paid_checkout)
+    refund_id = new_id()
+
+    async def work(tx: Tx) -> Any:
+        return await refund_by_operator(
+            tx, PROVIDERS, payment.id, amount_cents=100, sessions=1, note="sorry", refund_id=refund_id
+        )
+
+    async with db.transaction() as tx:  # committed, but the answer is lost
+        await work(tx)
+    again = await in_tx(db, work)
+    assert (again.id, again.new) == (refund_id, False)
+    assert (await state(db, payment.id))["refunded_cents"] == 100
+    assert len(await rows(db, "select 1 from refunds")) == 1

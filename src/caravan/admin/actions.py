@@ -166,16 +166,17 @@ async def refund(
     amount_cents: int | None = None,
     sessions: Sequence[int] | int | None = None,
     as_coins: int | None = None,
+    refund_id: UUID | None = None,
 ) -> Refund:
     """Money goes back: all, or a part with the sessions that it takes away; `as_coins` is a coin's worth in cents,
-    for money that came twice. Raises what payments.refunds does."""
+    for money that came twice. `refund_id`: made once per request, see payments. Raises what payments.refunds does."""
     note = require_note(note)
     asked = {"amountCents": amount_cents, "sessions": sessions, "asCoins": as_coins is not None}
     async with _audited(tx, actor, "refund", payment_id, note, asked=asked):
         if as_coins is not None:
             return await refunds.refund_as_coins(tx, payment_id, coin_value_cents=as_coins, note=note)
         return await refunds.refund_by_operator(
-            tx, providers, payment_id, amount_cents=amount_cents, sessions=sessions, note=note
+            tx, providers, payment_id, amount_cents=amount_cents, sessions=sessions, note=note, refund_id=refund_id
         )
 
 

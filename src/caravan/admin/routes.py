@@ -45,6 +45,7 @@ from caravan.eventlog.lag import list_lag
 from caravan.eventlog.subscription import Subscription
 from caravan.eventlog.workers import list_workers
 from caravan.fulfilment.diagnose import diagnose
+from caravan.ids import new_id
 from caravan.payments.providers import list_providers
 from caravan.web.auth import Actor
 from caravan.web.deps import Db, SettingsDep, Trace
@@ -223,6 +224,7 @@ async def post_refund(
 ) -> RefundOut:
     """All of it, or a part with the sessions that it takes away; `asCoins` for money that came twice."""
     given = body or RefundIn()
+    refund_id = new_id()  # once: the transaction may run again
 
     async def work(tx: Tx) -> Any:
         return await actions.refund(
@@ -234,6 +236,7 @@ async def post_refund(
             amount_cents=given.amount_cents,
             sessions=given.sessions,
             as_coins=settings.coin_value_cents if given.as_coins else None,
+            refund_id=refund_id,
         )
 
     return RefundOut.model_validate(await write(work), from_attributes=True)

@@ -86,11 +86,11 @@ class Refund:
     new: bool
 
 
-# A refund that we know already.
+# A refund that we know already, by its provider's id or by ours.
 FIND_REFUND = """
 select r.id, r.payment_id, r.amount_cents, r.sessions, r.session_seqs, p.status = 'refunded' as "full", false as new
 from refunds r join payments p on p.id = r.payment_id
-where r.provider = %(provider)s and r.provider_refund_id = %(provider_refund_id)s
+where r.provider = %(provider)s and r.provider_refund_id = %(provider_refund_id)s or r.id = %(refund_id)s
 """
 
 INSERT_REFUND = """
@@ -122,16 +122,18 @@ async def refund_payment(
     source: Source,
     provider_refund_id: str | None = None,
     provider: Provider | None = None,
+    refund_id: UUID | None = None,
 ) -> Refund:
-    """Write down that money went back, and say so. Idempotent by the provider and its refund's id.
+    """Write down that money went back, and say so. Idempotent by the provider and its refund's id, and by ours.
 
-    Without an id the refund is new, and `provider`, where given, is asked to send the money.
+    Without the provider's id the refund is ours, and `provider`, where given, is asked to send the money. `refund_id`:
+    whoever may run this again (a transaction whose commit was not answered is) makes it once, before.
     `amount_cents` None, or all that is left: full; the purchase ends, and the coins come back. Else partial: `sessions`
     says how many (the last ones) or which (numbers) are taken away; an operator must say it, 0 too, a provider doesn't
     know and takes none. Raises NotFound, NotCaptured, RefundTooLarge and the other errors above.
     """
     payment = await store.lock_payment(tx, payment_id)
-    known = await _find(tx, payment, provider_refund_id) if provider_refund_id else None
+    known = await _find(tx, payment, provider_refund_id, refund_id) if provider_refund_id or refund_id else None
     if known:
         return known
     if payment.captured_at is None or payment.status is Status.REFUNDED:
@@ -144,7 +146,7 @@ async def refund_payment(
         raise RefundAmountInvalid
     full = amount == left
     taken, seqs = (0, []) if full else await _check_sessions(tx, payment, sessions, source)
-    refund = Refund(new_id(), payment.id, amount, taken, seqs, full, new=True)
+    refund = Refund(refund_id or new_id(), payment.id, amount, taken, seqs, full, new=True)
     if provider_refund_id is None:
         ours = f"refund_{refund.id}"
         provider_refund_id = provider.refund(payment, amount, ours) if provider and amount else ours
@@ -152,8 +154,8 @@ async def refund_payment(
     return refund
 
 
-async def _find(tx: Tx, payment: Payment, provider_refund_id: str) -> Refund | None:
-    named = {"provider": payment.provider, "provider_refund_id": provider_refund_id}
+async def _find(tx: Tx, payment: Payment, provider_refund_id: str | None, refund_id: UUID | None) -> Refund | None:
+    named = {"provider": payment.provider, "provider_refund_id": provider_refund_id, "refund_id": refund_id}
     known = await tx.find(FIND_REFUND, named, into=Refund)
     if known and known.payment_id != payment.id:
         raise RefundIdTaken
@@ -228,6 +230,7 @@ async def refund_by_operator(
     amount_cents: int | None = None,
     sessions: Sequence[int] | int | None = None,
     note: str,
+    refund_id: UUID | None = None,
 ) -> Refund:
     """Send money back because an operator says so: through the payment's provider, where one was asked for money.
 
@@ -242,6 +245,7 @@ async def refund_by_operator(
         note=note,
         source="admin",
         provider=providers.get(payment.provider),
+        refund_id=refund_id,
     )
 
 
