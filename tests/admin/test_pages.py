@@ -133,6 +133,14 @@ async def test_home_is_entered_where_it_is_missing_and_it_goes_on(console: Conso
     assert (await console.shop.why(payment)).stage == "scheduled"
 
 
+async def test_one_zone_on_the_page_of_a_purchase(console: Console) -> None:
+    payment = await console.shop.bought()
+    page = text_of(await console.page(f"/purchases/{payment}"))
+    assert "All times on this page are the student’s: Asia/Kolkata." in page
+    assert " IST" in page
+    assert " UTC" not in page
+
+
 async def test_support_is_told_who_may_enter_where_home_is(db: Database, client: httpx2.AsyncClient) -> None:
     console = await a_console(db, client, Role.SUPPORT)
     road = await world.a_payment(db, reason=Reason.STUDENT_LOCATION_MISSING)
@@ -249,6 +257,7 @@ async def test_others_are_led_away(db: Database, client: httpx2.AsyncClient) -> 
 
 
 async def test_what_does_not_exist(console: Console) -> None:
+    assert 'href="/admin/waiting"' in await console.page(f"/purchases/{new_id()}", status=404)  # the way back
     await console.page(f"/purchases/{new_id()}", status=404)
     assert (await console.press(f"payments/{new_id()}/repair")).status_code == 404
     assert (await console.press(f"payments/{new_id()}/explode")).status_code == 404

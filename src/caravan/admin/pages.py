@@ -137,7 +137,7 @@ async def _purchase(
     request: Request, actor: Actor, db: Db, some_id: UUID, *, done: str = "", problem: DomainError | None = None
 ) -> Response:
     async with db.transaction(SOURCE, read_only=True) as tx:
-        detail = await purchases.get_detail(tx, some_id)
+        detail = await purchases.get_detail(tx, some_id, local=True)
         by_hand = [moment for moment in detail.timeline if moment.kind == "by hand"]
         return show(
             request,

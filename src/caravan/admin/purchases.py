@@ -178,12 +178,12 @@ where p.id = any(%(payment_ids)b::uuid[])
 """
 
 
-async def list_lines(tx: Tx, payment_ids: Sequence[UUID]) -> list[Listed]:
-    """Lines for some payments, the newest first."""
+async def list_lines(tx: Tx, payment_ids: Sequence[UUID], *, local: bool = False) -> list[Listed]:
+    """Lines for some payments, the newest first; evidence in the student's zone (`local`) or in UTC."""
     names = {row["payment_id"]: row for row in await tx.all(LIST_NAMES, {"payment_ids": list(payment_ids)})}
     return [
         Listed(
-            finding=explain(facts, tx.now),
+            finding=explain(facts, tx.now, local=local),
             student_name=names[facts.payment_id]["student_name"],
             title=names[facts.payment_id]["title"],
             amount_cents=facts.captured_cents if facts.captured_cents is not None else facts.amount_cents,
@@ -357,13 +357,13 @@ order by at, rank, position, subject
 """
 
 
-async def get_detail(tx: Tx, some_id: UUID) -> Detail:
-    """All about one purchase, by its own id or its payment's. Raises PurchaseNotFound."""
+async def get_detail(tx: Tx, some_id: UUID, *, local: bool = False) -> Detail:
+    """All about one purchase, by its own id or its payment's; `local` as `list_lines`. Raises PurchaseNotFound."""
     payment_id = await tx.value(FIND_PAYMENT, {"id": some_id})
     if payment_id is None:
         raise PurchaseNotFound
     named = {"payment_id": payment_id}
-    (line,) = await list_lines(tx, [payment_id])
+    (line,) = await list_lines(tx, [payment_id], local=local)
     (facts,) = await gather_facts(tx, [payment_id])
     return Detail(
         line=line,

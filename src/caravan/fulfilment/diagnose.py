@@ -6,11 +6,12 @@ stored and never shown to a student. `explain` is pure: the same facts, the same
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta, tzinfo
 from enum import StrEnum
 from typing import cast
 from uuid import UUID
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from caravan.db import Tx
 from caravan.deliveries import Reason, Stage
@@ -88,8 +89,12 @@ async def diagnose(
     return [explain(facts, tx.now) for facts in await gather_facts(tx, chosen)]
 
 
-def explain(facts: Facts, now: datetime) -> Finding:
-    """What is true of one payment at `now`, in stage, reason, sentences and the one action."""
+def explain(facts: Facts, now: datetime, *, local: bool = False) -> Finding:
+    """What is true of one payment at `now`, in stage, reason, sentences and the one action.
+
+    The sentences' times are UTC's, or the student's (`local`), and say so.
+    """
+    facts = facts if local else replace(facts, timezone=None)
     checklist = _checklist(facts)
     if facts.captured_at is None or facts.stage is None:
         reason, said, step = _explain_uncaptured(facts, now)
@@ -132,8 +137,8 @@ def _explain_uncaptured(facts: Facts, now: datetime) -> Explanation:
         return (
             Technical.WEBHOOK_NOT_RECEIVED,
             [
-                f"Asked for at {_time(facts.created_at)} and {facts.provider} has not said since whether it was paid."
-                " Look it up at the provider: if it was paid, have the webhook sent again."
+                f"Asked for at {_time(facts, facts.created_at)} and {facts.provider} has not said since"
+                " whether it was paid. Look it up at the provider: if it was paid, have the webhook sent again."
             ],
             None,
         )
@@ -141,7 +146,7 @@ def _explain_uncaptured(facts: Facts, now: datetime) -> Explanation:
 
 
 def _waiting(facts: Facts) -> list[str]:
-    said = [f"Waiting with {facts.reason} since {_time(facts.reason_since)}."]
+    said = [f"Waiting with {facts.reason} since {_time(facts, facts.reason_since)}."]
     if facts.detail:
         said.append("Detail: " + _plain(facts.detail).strip("()") + ".")
     return said
@@ -181,7 +186,7 @@ def _explain_hop(facts: Facts, hop: Hop) -> Explanation:
     if facts.dead_letter_id is not None:
         what = "gave the event up" if facts.dead_letter_parked else "gave up the event, since discarded by hand,"
         said = (
-            f"{facts.consumer_group} {what} at {_time(facts.dead_letter_at)}"
+            f"{facts.consumer_group} {what} at {_time(facts, facts.dead_letter_at)}"
             f" after {facts.dead_letter_attempts} attempt(s):"
             f" {facts.dead_letter_code}, {facts.dead_letter_error} (dead letter {facts.dead_letter_id})."
         )
@@ -189,7 +194,7 @@ def _explain_hop(facts: Facts, hop: Hop) -> Explanation:
     if facts.processed_event_id is not None:
         said = (
             f"{facts.consumer_group} marked {facts.event_type} {facts.processed_event_id} processed at"
-            f" {_time(facts.processed_at)}, but {hop.missing} {_is(hop)} missing."
+            f" {_time(facts, facts.processed_at)}, but {hop.missing} {_is(hop)} missing."
         )
         return _effect_missing(hop), [said], step
     if facts.event_id is None:
@@ -201,24 +206,26 @@ def _explain_hop(facts: Facts, hop: Hop) -> Explanation:
 
 def _explain_waiting_event(facts: Facts, hop: Hop, step: Step) -> Explanation:
     age = facts.event_age_seconds or 0.0
-    since = f"since {_time(facts.event_at)} ({age:.0f} s)"
+    since = f"since {_time(facts, facts.event_at)} ({age:.0f} s)"
     said = [f"{facts.event_type} {facts.event_id} waits for {facts.consumer_group} {since}."]
     if not facts.workers_alive:
         seen = (
-            f"the last one was seen at {_time(facts.worker_seen_at)}"
+            f"the last one was seen at {_time(facts, facts.worker_seen_at)}"
             if facts.worker_seen_at
             else "none was started, or it was stopped"
         )
         said.append(f"No {hop.service} is alive ({seen}). Start one: caravan serve {hop.service}")
         return Technical.NO_WORKER, said, step
     if facts.failing_event_id is not None and facts.failing_event_id == facts.event_id:
-        said.append(f"{facts.failing_worker} fails on it since {_time(facts.failing_since)}: {facts.failing_error}")
+        said.append(
+            f"{facts.failing_worker} fails on it since {_time(facts, facts.failing_since)}: {facts.failing_error}"
+        )
         return Technical.HANDLER_FAILING, said, step
     if age > WAITING_SECONDS:
         said.append(f"{facts.workers_alive} {hop.service}(s) alive, but the event has not had its turn.")
         if facts.failing_error:
             said.append(
-                f"{facts.failing_worker} is in trouble since {_time(facts.failing_since)}: {facts.failing_error}"
+                f"{facts.failing_worker} is in trouble since {_time(facts, facts.failing_since)}: {facts.failing_error}"
             )
         return Technical.WORKER_BEHIND, said, step
     said.append("On its way.")
@@ -244,7 +251,7 @@ def _checklist(facts: Facts) -> list[str]:
     if facts.stage is None:
         return lines
     lines.append(
-        f"Purchase {facts.purchase_id} was created at {_time(facts.purchased_at)}."
+        f"Purchase {facts.purchase_id} was created at {_time(facts, facts.purchased_at)}."
         if facts.purchase_id
         else "There is no purchase."
     )
@@ -262,10 +269,10 @@ def _checklist(facts: Facts) -> list[str]:
 def _payment_line(facts: Facts) -> str:
     asked = money(facts.amount_cents, facts.currency)
     if facts.captured_at is None:
-        return f"Payment of {asked} by {facts.provider} is {facts.status}, created at {_time(facts.created_at)}."
+        return f"Payment of {asked} by {facts.provider} is {facts.status}, created at {_time(facts, facts.created_at)}."
     captured = money(facts.captured_cents or 0, facts.currency)
     line = f"Payment of {asked} by {facts.provider} is {facts.status}: {captured} captured"
-    line += f" at {_time(facts.captured_at)}"
+    line += f" at {_time(facts, facts.captured_at)}"
     if facts.refunded_cents:
         line += f", {money(facts.refunded_cents, facts.currency)} given back"
     return line + "."
@@ -342,8 +349,15 @@ _LABELS = {
 }
 
 
-def _time(at: datetime | None) -> str:
-    return "an unknown time" if at is None else at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+def _time(facts: Facts, at: datetime | None) -> str:
+    return "an unknown time" if at is None else at.astimezone(_zone(facts)).strftime("%Y-%m-%d %H:%M:%S %Z")
+
+
+def _zone(facts: Facts) -> tzinfo:
+    try:
+        return ZoneInfo(facts.timezone or "UTC")
+    except (ZoneInfoNotFoundError, ValueError):  # of imported money
+        return UTC
 
 
 def _plain(value: object) -> str:

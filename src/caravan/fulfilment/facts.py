@@ -31,6 +31,7 @@ class Facts:
     created_at: datetime
     captured_at: datetime | None
     accepted_at: datetime | None
+    timezone: str | None  # the student's when it was sold
     # webhooks
     webhooks: int
     webhook_at: datetime | None
@@ -98,7 +99,7 @@ with hop as (
 )
 select p.id as payment_id, p.student_id, coalesce(f.course_id, c.course_id) as course_id, p.provider, p.status,
        p.amount_cents, p.captured_cents, p.refunded_cents, p.currency::text as currency, p.created_at, p.captured_at,
-       p.accepted_at,
+       p.accepted_at, coalesce(pu.timezone, c.timezone) as timezone,
        hook.webhooks, hook.webhook_at, hook.webhook_type, hook.webhooks_unapplied,
        f.stage, f.purchase_id, pu.created_at as purchased_at, f.allocation_id, a.status as allocation_status,
        a.updated_at as allocated_at, f.trainer_id, b.live as booking_live,
