@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
+import psycopg
+import psycopg_pool
 from fastapi import Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -22,6 +24,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from caravan.web import formats, problems
 from caravan.web.assets import asset_url
 from caravan.web.auth import Actor, Role
+from caravan.web.credentials import find_connection_actor
+from caravan.web.deps import get_db
 from caravan.web.policies import NotSignedIn, allow
 
 page_actor = allow
@@ -91,10 +95,21 @@ async def answer_error(request: Request, error: Exception) -> Response:
         return problem
     if not _wants_page(request):
         return problem
-    page = render(request, None, "error.html", status_code=problem.status_code, detail=detail)
+    reader = await _find_reader(request, problem.status_code)
+    page = render(request, reader, "error.html", status_code=problem.status_code, detail=detail)
     if "retry-after" in problem.headers:
         page.headers["retry-after"] = problem.headers["retry-after"]
     return page
+
+
+async def _find_reader(request: Request, status: int) -> Actor | None:
+    """Whose menu an error page has. Not asked of a service that is in trouble itself."""
+    if status >= 500:
+        return None
+    try:
+        return await find_connection_actor(request, get_db(request))
+    except (psycopg.OperationalError, psycopg_pool.PoolTimeout):  # the page comes without a menu
+        return None
 
 
 def _wants_page(request: Request) -> bool:
