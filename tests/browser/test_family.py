@@ -64,6 +64,25 @@ async def test_what_waits_is_said_in_plain_words_and_goes_on_by_itself(site: Sit
     await expect(page.locator(".steps li.done")).to_have_count(4)
 
 
+async def test_home_is_filled_in_by_the_device_or_by_hand(site: Site, page: Page) -> None:
+    async with site.db.transaction() as tx:
+        await tx.execute("update students set latitude = null, longitude = null")
+    await page.context.grant_permissions(["geolocation"], origin=site.address)
+    await page.context.set_geolocation({"latitude": 28.6139, "longitude": 77.209})
+    await sign_in(page)
+    await page.goto(f"/courses/{site.robotics}")
+    await page.get_by_label("At home").check()
+    await page.get_by_role("button", name="Buy").click()
+    await page.get_by_role("button", name=re.compile("^Pay")).click()
+    await expect(page.get_by_label("Latitude of home")).to_be_visible()
+    await page.get_by_role("button", name="Use this device’s position").click()
+    await expect(page.get_by_label("Latitude of home")).to_have_value("28.61390")
+    await expect(page.get_by_label("Longitude of home")).to_have_value("77.20900")
+    await screenshot(page, "home-location")
+    await page.get_by_role("button", name="Save home").click()
+    await expect(page.locator(".steps li.done")).to_have_count(4)
+
+
 async def test_a_page_whose_socket_broke_is_right_again_by_itself(site: Site, page: Page) -> None:
     await sign_in(page)
     await begin_to_buy(page)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import time
 
 import httpx2
 import pytest
@@ -14,6 +15,7 @@ from caravan.student_views import pages, wording
 from caravan.web.auth import Role
 from tests.clients import an_account, bearer, client_of, make_app
 from tests.fulfilment import world
+from tests.shop import open_shop
 from tests.student_views.test_views import sign_in
 
 PAGE = {"accept": "text/html"}
@@ -51,6 +53,15 @@ async def test_the_catalogue_and_a_course_say_what_it_costs(db: Database, client
     assert "Time of Asia/Kolkata" in page
     assert "<option selected>6:00 AM</option>" in page
     assert (await client.get(f"/courses/{new_id()}")).status_code == 404
+
+
+async def test_the_first_and_the_last_slot_that_are_offered_are_delivered(db: Database) -> None:
+    shop = await open_shop(db)
+    for slot in (pages.SLOTS[0], pages.SLOTS[-1]):
+        payment = await shop.bought(slot=f"{slot:%I:%M %p}")
+        await shop.work()
+        assert (await shop.why(payment)).stage == "scheduled"
+    assert (pages.SLOTS[0], pages.SLOTS[-1]) == (time(5), time(23))
 
 
 async def test_the_checkout_follows_the_road(db: Database, client: httpx2.AsyncClient) -> None:

@@ -23,7 +23,7 @@ from caravan.web.deps import Db, SettingsDep
 from caravan.web.pages import environment, page_actor, render
 
 STUDENT_COOKIE: Final = "caravan_student"  # which child the family looked at last
-SLOTS: Final = tuple(time(hour, minute) for hour in range(5, 22) for minute in (0, 30))
+SLOTS: Final = tuple(time(half // 2, half % 2 * 30) for half in range(10, 47))  # 5:00 AM to 11:00 PM
 COMMON_SLOT: Final = time(6)
 SCHEDULE_LENGTH: Final = 60
 MODES: Final = {"online": "Online", "home": "At home", "center": "At a centre"}

@@ -113,6 +113,26 @@ document.addEventListener("click", (event) => {
   });
 });
 
+/** Where this device is; throws {detail}. It is asked only when somebody presses the button. */
+function locate() {
+  return new Promise((found, failed) => {
+    const detail = "This device did not say where it is. Please type in latitude and longitude.";
+    if (!navigator.geolocation) failed({ detail });
+    else navigator.geolocation.getCurrentPosition(found, () => failed({ detail }), { timeout: 15000 });
+  });
+}
+
+document.addEventListener("click", (event) => {
+  const button = event.target.closest("button[data-locate]");
+  if (!button) return;
+  step(button, placeOf(button), async () => {
+    const { coords } = await locate();
+    const fields = button.closest("form").elements;
+    fields.latitude.value = coords.latitude.toFixed(5); // a metre
+    fields.longitude.value = coords.longitude.toFixed(5);
+  });
+});
+
 /** How long it has been, on the page's own clock. */
 function tick() {
   for (const place of document.querySelectorAll("[data-since]")) {
