@@ -157,12 +157,14 @@ async def _strike(stage: Stage, step: Step, case: Case, plan: Sequence[Strike], 
 
 async def _persist(stage: Stage, step: Step, case: Case, *, died: bool = False) -> bool:
     """Act until it is done, as callers and supervisors do; False where it never is."""
-    for _ in range(step.tries):
+    for attempt in range(step.tries):
         fired = len(points.fired)
 
-        async def live(begins: bool = died) -> bool:
+        async def live(begins: bool = died, again: bool = died or attempt > 0) -> bool:
             if begins:
                 await step.restart(stage)
+            if again and await step.is_done(stage, case):
+                return True
             return await step.act(stage, case)
 
         points.task = asyncio.create_task(live())

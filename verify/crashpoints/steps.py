@@ -67,6 +67,10 @@ class Step:
     async def act(self, stage: Stage, case: Case) -> bool:
         raise NotImplementedError
 
+    async def is_done(self, stage: Stage, case: Case) -> bool:
+        """Whether acting again would already be about the next case."""
+        return False
+
     async def restart(self, stage: Stage) -> None:
         """The process that acted has died, or has to end: its successor begins."""
 
@@ -88,7 +92,9 @@ class Ask(Step):
         answer = await self.request(stage, case)
         if answer.status >= 500:
             if points.fired and set(points.fired) <= RUN_AGAIN:
-                case.know["wrong"] = f"answered {answer.status} to {', '.join(points.fired)}: it could have run it again"
+                case.know["wrong"] = (
+                    f"answered {answer.status} to {', '.join(points.fired)}: it could have run it again"
+                )
             return False
         if answer.code == "IDEMPOTENCY_KEY_IN_USE":
             await asyncio.sleep(0.005)
@@ -225,6 +231,9 @@ class Turn(Step):
 
     async def act(self, stage: Stage, case: Case) -> bool:
         await self._turn()
+        return await self.is_done(stage, case)
+
+    async def is_done(self, stage: Stage, case: Case) -> bool:
         with points.paused():
             rows = await stage.world.rows(HANDLED, group=self.group, events=case.events)
         return rows[0]["handled"] == len(case.events)
@@ -313,6 +322,9 @@ class Life(Turn):
         for _ in range(TURNS):
             await self._turn()
         await self.consumer.leave()
+        return await self.is_done(stage, case)
+
+    async def is_done(self, stage: Stage, case: Case) -> bool:
         with points.paused():
             rows = await stage.world.rows(HEARD, group=self.group, payment=str(case.payment))
         return bool(rows)
