@@ -45,6 +45,7 @@ COINS = 100
 START_DAYS = 4
 SLOT = "6:00 AM"
 OUTAGE_DAYS = (5, 30)
+TURNS = (0.0, 0.15, 0.4, 0.7)  # how likely it is that a group turns before the next fact
 SETTLE_TURNS = 2  # of the reconciler, after an outage
 CHANGES_EVERY = 4  # so manieth lane is where the clocks are about to change
 CHANGING_ZONE = "Europe/Berlin"
@@ -247,7 +248,7 @@ class Lane:
             await self._through_an_outage(self.dice.choice((None, *DELIVERING)))
         else:
             asleep = self.dice.choice((None, *self.crew.groups))
-            await self._through(asleep, self.dice.choice((0.0, 0.15, 0.4, 0.7)))
+            await self._through(asleep, self.dice.choice(TURNS))
         await self.crew.drain()
         self.result.cases += len(self.cases)
 

@@ -43,6 +43,7 @@ CASES: dict[str, str | None] = {
     "none": None,
 }
 SERVICES = ("purchase-worker", "allocation-worker", "session-worker")
+GONE = ("dead", "none")
 STUCK = (Technical.NO_WORKER, Technical.WORKER_BEHIND)
 
 
@@ -195,6 +196,8 @@ async def _is_seen(stage: Stage, payment: UUID) -> bool:
     async with stage.db.transaction("verify", read_only=True) as tx:
         [finding] = await diagnose(tx, payment_id=payment)
         lag = next(lag for lag in await list_lag(tx) if lag.service == stage.service)
+    if stage.case in GONE:  # to be called by its name: a group without anybody is not merely behind
+        return finding.reason == Technical.NO_WORKER and lag.state == "down"
     return finding.reason in STUCK or lag.state in ("down", "behind")
 
 
