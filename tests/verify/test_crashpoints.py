@@ -12,10 +12,11 @@ import pytest
 from caravan.db import Database, Tx, pool
 from caravan.eventlog import consumer, inbox, outbox
 from caravan.eventlog.codec import Envelope
+from caravan.realtime import gateway
+from verify.crashpoints.every import list_steps
 from verify.crashpoints.play import Batch, Found, name_of, parse_case, play
 from verify.crashpoints.points import Fault, Point, Strike, strikes_at
 from verify.crashpoints.stage import Template, make_template
-from verify.crashpoints.steps import list_steps
 from verify.scratch import Databases, ScratchServer
 
 Plan = tuple[Strike, ...]
@@ -35,8 +36,11 @@ def template(databases: Databases) -> Template:
 @pytest.fixture(autouse=True)
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """`play` hurries the product for good, because its process is its own; here it must end with the test."""
-    for module, name in ((consumer, "backoff_seconds"), (consumer, "HEARTBEAT_SECONDS"), (pool, "random")):
-        monkeypatch.setattr(module, name, getattr(module, name))
+    changed = {consumer: ("backoff_seconds", "HEARTBEAT_SECONDS"), pool: ("random",)}
+    changed[gateway] = ("RETRY_SECONDS", "POLL_SECONDS")
+    for module, names in changed.items():
+        for name in names:
+            monkeypatch.setattr(module, name, getattr(module, name))
 
 
 async def struck(databases: Databases, template: Template, step: str, *plans: str) -> Found:

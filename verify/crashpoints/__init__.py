@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from verify.crashpoints.every import list_steps
 from verify.crashpoints.play import Batch, Found, name_of, parse_case, play
 from verify.crashpoints.points import Fault, Point, Strike, strikes_at
 from verify.crashpoints.stage import Template, make_template
-from verify.crashpoints.steps import Step, list_steps
+from verify.crashpoints.steps import Step
 from verify.parts import Context
 from verify.processes import in_processes
 from verify.report import PartResult

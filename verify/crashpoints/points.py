@@ -1,7 +1,8 @@
 """Every place where the product touches the world, counted while it runs; and at any of them, a fault.
 
 A point is a statement (begin, commit and savepoints are statements too: all of them pass `AsyncCursor.execute`), a
-wake-up hint (`Wake.send`). They are wrapped from outside while `Points` is installed; the product knows nothing of it.
+wake-up hint (`Wake.send`) or a frame for a socket (`Socket.put`). They are wrapped from outside while `Points` is
+installed; the product knows nothing of it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import pkgutil
 import signal
 import socket
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -24,6 +25,7 @@ from psycopg import sql
 
 import caravan
 from caravan.db.wake import Wake
+from caravan.realtime.gateway import Socket
 
 
 class Fault(StrEnum):
@@ -39,8 +41,8 @@ class Fault(StrEnum):
 
 
 BEFORE, AFTER = "before", "after"
-STATEMENT, HINT = "statement", "hint"
-# A hint is no statement: the database can't answer it. What can happen there is what is left.
+STATEMENT, HINT, FRAME = "statement", "hint", "frame"
+# Hints and frames are no statements: the database can't answer them. What can happen there is what is left.
 ELSEWHERE = (Fault.KILLED, Fault.EXCEPTION, Fault.DROPPED, Fault.CANCELLED)
 
 
@@ -87,6 +89,7 @@ class Points:
         self._left = 0
         self._execute = psycopg.AsyncCursor[Any].execute
         self._send = Wake.send
+        self._put = Socket.put
 
     def install(self) -> None:
         points = self
@@ -95,14 +98,19 @@ class Points:
             return await points.statement(cursor, query, params, options)
 
         def send(wake: Wake, keys: Iterable[str]) -> None:
-            points.hint(wake, keys)
+            points.touch(Point(HINT, "wake-up hint"), lambda: points._send(wake, keys))
+
+        def put(receiver: Socket, frame: str) -> None:
+            points.touch(Point(FRAME, "frame to a socket"), lambda: points._put(receiver, frame))
 
         setattr(psycopg.AsyncCursor, "execute", execute)  # noqa: B010 - the checker knows that it isn't the same
         setattr(Wake, "send", send)  # noqa: B010
+        setattr(Socket, "put", put)  # noqa: B010
 
     def uninstall(self) -> None:
         psycopg.AsyncCursor.execute = self._execute
         Wake.send = self._send
+        Socket.put = self._put
 
     @contextmanager
     def watching(self, strikes: Sequence[Strike] = ()) -> Generator[None]:
@@ -143,11 +151,11 @@ class Points:
             await self._strike(strike, cursor.connection)
         return result
 
-    def hint(self, wake: Wake, keys: Iterable[str]) -> None:
-        strike = self._pass(Point(HINT, "wake-up hint")) if self._watching else None
+    def touch(self, point: Point, do: Callable[[], None]) -> None:
+        strike = self._pass(point) if self._watching else None
         if strike and strike.when == BEFORE:
             self._strike_now(strike)
-        self._send(wake, keys)
+        do()
         if strike and strike.when == AFTER:
             self._strike_now(strike)
 
