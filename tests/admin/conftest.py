@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -33,8 +33,11 @@ class Desk:
         assert answer.status_code == 200, answer.text
         return answer.json()
 
-    async def ask(self, method: str, path: str, body: Any = None) -> httpx2.Response:
-        return await self.client.request(method, f"/api/v1/admin/{path}", json=body, headers=self.headers)
+    async def ask(
+        self, method: str, path: str, body: Any = None, *, headers: Mapping[str, str] | None = None
+    ) -> httpx2.Response:
+        sent = self.headers | dict(headers or {})
+        return await self.client.request(method, f"/api/v1/admin/{path}", json=body, headers=sent)
 
     async def do(self, method: str, path: str, body: Any = None) -> Any:
         answer = await self.ask(method, path, body)

@@ -368,3 +368,16 @@ async def test_a_part_that_takes_all_sessions_leaves_nothing_owed(desk: Desk, wo
     assert (await desk.diagnosis(payment))["reason"] is None
     assert await desk.shop.rows("select from undelivered") == []
     assert await desk.shop.violations() == []
+
+
+async def test_a_refund_sent_twice_with_one_key_gives_money_back_once(desk: Desk) -> None:
+    payment = await desk.shop.bought()
+    part = NOTE | {"amountCents": 120000, "sessions": 10}
+    key = {"Idempotency-Key": "refund-1"}
+    answers = [await desk.ask("POST", f"payments/{payment}/refund", part, headers=key) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert answers[0].json() == answers[1].json()
+    other = await desk.ask("POST", f"payments/{payment}/refund", part | {"sessions": 9}, headers=key)
+    assert (other.status_code, other.json()["code"]) == (422, "IDEMPOTENCY_KEY_REUSED")
+    assert await desk.shop.rows("select amount_cents from refunds") == [{"amount_cents": 120000}]
+    assert len(await desk.audit()) == 1

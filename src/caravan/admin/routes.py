@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Annotated, Any, Literal, TypeVar
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi import APIRouter, Depends, Header, Path, Query, Request
 
 from caravan.admin import actions, purchases
 from caravan.admin.overview import get_overview
@@ -49,6 +49,7 @@ from caravan.ids import new_id
 from caravan.payments.providers import list_providers
 from caravan.web.auth import Actor
 from caravan.web.deps import Db, SettingsDep, Trace
+from caravan.web.idempotency import once
 from caravan.web.policies import allow
 from caravan.web.schemas import QueryText
 
@@ -220,14 +221,24 @@ async def post_repair(
 
 @router.post("/payments/{payment_id}/refund")
 async def post_refund(
-    payment_id: UUID, actor: Cashier, write: Write, settings: SettingsDep, body: RefundIn | None = None
+    payment_id: UUID,
+    request: Request,
+    actor: Cashier,
+    write: Write,
+    settings: SettingsDep,
+    body: RefundIn | None = None,
+    idempotency_key: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
 ) -> RefundOut:
-    """All of it, or a part with the sessions that it takes away; `asCoins` for money that came twice."""
+    """All of it, or a part with the sessions that it takes away; `asCoins` for money that came twice.
+
+    With an Idempotency-Key the same request gives money back once, however often it is sent.
+    """
     given = body or RefundIn()
+    raw = await request.body()
     refund_id = new_id()  # once: the transaction may run again
 
-    async def work(tx: Tx) -> Any:
-        return await actions.refund(
+    async def refund(tx: Tx) -> RefundOut:
+        done = await actions.refund(
             tx,
             actor,
             payment_id,
@@ -238,8 +249,20 @@ async def post_refund(
             as_coins=settings.coin_value_cents if given.as_coins else None,
             refund_id=refund_id,
         )
+        return RefundOut.model_validate(done, from_attributes=True)
 
-    return RefundOut.model_validate(await write(work), from_attributes=True)
+    async def work(tx: Tx) -> RefundOut:
+        if idempotency_key is None:
+            return await refund(tx)
+
+        async def answer() -> tuple[int, dict[str, Any]]:
+            return 200, (await refund(tx)).model_dump(mode="json", by_alias=True)
+
+        route = f"POST /api/v1/admin/payments/{payment_id}/refund"
+        _status, kept = await once(tx, actor, idempotency_key, route, raw, answer)
+        return RefundOut.model_validate(kept)
+
+    return await write(work)
 
 
 @router.post("/payments/{payment_id}/accept")
