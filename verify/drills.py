@@ -17,10 +17,10 @@ from verify import authz_edges, commits, lives, orders, parsers, races, stuck
 from verify.authz import Stage as Door
 from verify.authz import _permissions, _refusals  # pyright: ignore[reportPrivateUsage]
 from verify.authz_matrix import list_matrix
+from verify.crashpoints.every import list_steps
 from verify.crashpoints.play import Batch, Found, play
 from verify.crashpoints.points import AFTER, BEFORE, Fault, Point, Strike, strikes_at
 from verify.crashpoints.stage import make_template
-from verify.crashpoints.steps import list_steps
 from verify.crew import Share
 from verify.fleet import Fleet
 from verify.parts import Context

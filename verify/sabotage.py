@@ -60,6 +60,7 @@ class Outcome:
 
 
 async def run(context: Context) -> PartResult:
+    from verify.drills import DRILLS  # here, so that what can't be imported fails once, not in every process
     from verify.sabotages import BY_NAME, FAULTS
 
     result = context.result()
@@ -67,7 +68,8 @@ async def run(context: Context) -> PartResult:
         print(f"verify: there is no sabotage {context.case!r}: choose of {', '.join(BY_NAME)}", file=sys.stderr)
         raise SystemExit(2)
     faults = [BY_NAME[context.case]] if context.case else list(FAULTS)
-    drills = list(dict.fromkeys(fault.drill for fault in faults))
+    wanted = {fault.drill for fault in faults}
+    drills = [name for name in DRILLS if name in wanted]
     made = context.server.databases
     jobs = [
         Job(made.of_process(f"drill_{at}"), drill, None, context.seed) for at, drill in enumerate(drills)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 
@@ -49,7 +49,7 @@ class Tamper:
         *classes, last = name.split(".")
         for each in classes:
             owner = getattr(owner, each)
-        names: dict[str, Any] = dict(vars(owner))
+        names = cast("dict[str, Any]", vars(owner))
         if last not in names:
             raise NoSuchPlace(place)
         old = names[last]
