@@ -78,12 +78,26 @@ def test_a_taken_port_is_one_line_and_starts_nothing(data_dir: Path) -> None:
         other.listen()
         port = other.getsockname()[1]
 
-        refused = caravan("up", "--data", data_dir, "--port", port)
+        for folder in (data_dir, data_dir / "new"):
+            refused = caravan("up", "--data", folder, "--port", port)
+
+            assert (refused.returncode, refused.stdout) == (1, "")
+            assert refused.stderr.count("\n") == 1
+            assert f"Port {port} on 127.0.0.1 cannot be used" in refused.stderr
+
+    assert not (data_dir / "postgres").exists()
+    assert not (data_dir / "new").exists()
+
+
+def test_a_process_that_cannot_start_says_why_in_one_line(data_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "uvicorn.py").write_text("raise RuntimeError('no server on this machine')")
+
+    refused = caravan("up", "--data", data_dir, "--port", free_port(), PYTHONPATH=str(tmp_path))
 
     assert refused.returncode == 1
-    assert refused.stderr.count("\n") == 1
-    assert f"Port {port} on 127.0.0.1 cannot be used" in refused.stderr
-    assert not (data_dir / "postgres").exists()
+    assert refused.stderr.splitlines()[-1] == (
+        "caravan: The services did not start: the process of the web ended (RuntimeError: no server on this machine)"
+    )
 
 
 def test_a_taken_folder_is_one_line_and_disturbs_nobody(start: Start, data_dir: Path) -> None:

@@ -7,10 +7,13 @@ time, and ends when that ends, or on SIGTERM. See children.py for the other end.
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import structlog
 import uvloop
@@ -50,12 +53,22 @@ def main() -> int:
     role = sys.argv[1]
     telemetry.configure_logging()
     try:
-        uvloop.run(_main(_import(role)))
+        uvloop.run(_main(_import_or_tell(role)))
     except Exception as error:
         for inner in leaves(error):
             log.error(f"the process of the {role} ends: {type(inner).__name__}: {inner}", exc_info=inner)
         return 1
     return 0
+
+
+def _import_or_tell(role: str) -> Run:
+    """What cannot even be imported is told to the supervisor before anybody asks."""
+    try:
+        return _import(role)
+    except Exception as error:
+        with suppress(OSError):
+            os.write(0, json.dumps({"last_words": f"{type(error).__name__}: {error}"}).encode() + b"\n")
+        raise
 
 
 def _import(role: str) -> Run:

@@ -19,6 +19,7 @@ QUICK_SECONDS = 10.0  # a life shorter than this is a quick crash
 QUICK_CRASHES_FREE = 2  # so many in a row are started again at once
 BACKOFF_SECONDS_MAX = 30.0
 ANSWER_SECONDS_MAX = 15.0
+HUNG_UP_SECONDS_MAX = 1.0
 
 Order = dict[str, Any]
 Report = Callable[[str, Order], None]
@@ -43,6 +44,7 @@ class Child:
         self._waiting: dict[str, asyncio.Future[Order]] = {}
         self._asked = 0
         self._quick_crashes = 0
+        self._end = ""  # how the last process ended, once it has
 
     @property
     def pid(self) -> int | None:
@@ -62,6 +64,7 @@ class Child:
             )
         finally:
             theirs.close()
+        self._end = ""
         ours.setblocking(False)
         if self._writer is not None:
             self._writer.close()  # to its predecessor
@@ -70,6 +73,8 @@ class Child:
 
     async def ask(self, seconds: float = ANSWER_SECONDS_MAX, **order: object) -> Order:
         """Send an order, wait for its answer. Raises ChildFailed with the child's own words where it refuses."""
+        if self._end:
+            raise ChildFailed(self._end)
         self._asked += 1
         key = str(self._asked)
         answer = self._waiting[key] = asyncio.get_running_loop().create_future()
@@ -80,6 +85,8 @@ class Child:
                 await self._writer.drain()
                 said = await answer
         except (TimeoutError, OSError):
+            if self._reading is not None and self._reading.done():
+                raise ChildFailed(self._end) from None
             raise ChildFailed(f"the process of the {self.role} does not answer") from None
         finally:
             self._waiting.pop(key, None)
@@ -88,17 +95,30 @@ class Child:
         return said
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
+        last_words = ""
         try:
             while line := await reader.readline():
                 said = cast("Order", json.loads(line))
+                last_words = str(said.get("last_words", ""))
                 waiting = self._waiting.get(str(said.get("id")))
                 if waiting and not waiting.done():
                     waiting.set_result(said)
         except (OSError, ValueError):
             pass  # the child ended in the middle of a word; keep() sees that it ended
+        self._end = f"the process of the {self.role} ended ({last_words or await self._exit()})"
         for waiting in self._waiting.values():
             if not waiting.done():
-                waiting.set_exception(ChildFailed(f"the process of the {self.role} ended"))
+                waiting.set_exception(ChildFailed(self._end))
+
+    async def _exit(self) -> str:
+        """The exit code, or the signal, of a process that has hung up."""
+        assert self._process is not None
+        try:
+            async with asyncio.timeout(HUNG_UP_SECONDS_MAX):
+                code = await self._process.wait()
+        except TimeoutError:
+            return "it hung up"
+        return f"exit code {code}" if code >= 0 else f"killed by signal {-code}"
 
     async def keep(self, begin: Callable[[], Awaitable[None]]) -> None:
         """For ever: when the process ends, say so and start another; `begin` gives it its orders."""

@@ -16,7 +16,7 @@ import socket
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any, cast
 
 import psycopg
@@ -64,21 +64,29 @@ class Supervisor:
         self._door: asyncio.Server | None = None
         self._ordering = asyncio.Lock()
         self._log_fd: int | None = None
+        self._begun = False
 
     async def run(self) -> int:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, self._stop.set)
         started = time.monotonic()
-        self.folder.take()
+        with ExitStack() as ports:
+            # A port that is refused leaves no new folder behind. In an old one the children of a killed supervisor
+            # may still hold it: their end is waited for first.
+            early = None if self.folder.path.exists() else ports.enter_context(self._bind())
+            self.folder.take()
+            return await self._run(ports, early, started)
+
+    async def _run(self, ports: ExitStack, early: socket.socket | None, started: float) -> int:
         try:
             if self.settings.demo and self.settings.sandbox_webhook_secret is None:
                 secret = self.folder.read_demo().get("sandboxWebhookSecret") or _new_webhook_secret()
                 self.settings = self.settings.model_copy(update={"sandbox_webhook_secret": secret})
-            with self._bind() as listener:
-                starting = asyncio.create_task(self._start(listener))
-                if not await self._unless_stopped(starting):
-                    return 0
+            listener = early or ports.enter_context(self._bind())
+            self._begun = True
+            starting = asyncio.create_task(self._start(listener))
+            if await self._unless_stopped(starting):
                 self.progress.ready(self.url, time.monotonic() - started, self._where_things_are())
                 await self._stop.wait()
             return 0
@@ -250,7 +258,8 @@ class Supervisor:
     # -------------------------------------------------------------- the end
 
     async def _shut_down(self) -> None:
-        self.progress.stopping()
+        if self._begun:
+            self.progress.stopping()
         for task in self._keeping:
             task.cancel()
         await asyncio.gather(*self._keeping, return_exceptions=True)
@@ -262,7 +271,8 @@ class Supervisor:
             await asyncio.get_running_loop().run_in_executor(self._thread, self.embedded.stop)
         self._thread.shutdown()
         self.folder.release()
-        self.progress.stopped()
+        if self._begun:
+            self.progress.stopped()
 
     def _report(self, what: str, facts: dict[str, Any]) -> None:
         self.progress.warn(what, **facts)
