@@ -152,7 +152,8 @@ async def _command(result: PartResult, database: ScratchDatabase, name: str, cas
         check(result, False, f"{cell}: {ended.exception!r}", "command")
         return
     if side == "none" and "{" in given:
-        refused = ended.exit_code == 1 and rows == 0 and ended.stderr.count("\n") == 1 and not ended.stdout
+        refused = ended.exit_code == 1 and rows == 0 and ended.stderr.count("\n") == 1
+        refused = refused and [*json.loads(ended.stdout)] == ["error"]
         if name == "diagnose":
             refused = ended.exit_code in (0, 1)
         check(result, refused, f"{cell}: exit {ended.exit_code}, {rows} rows, {ended.stderr[:150]}", "command")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -43,7 +44,9 @@ def run(up: Up, *arguments: object, code: int = 0) -> Any:
 def refused(up: Up, *arguments: object) -> str:
     """The one line of a command that failed."""
     done = caravan(*arguments, "--data", up.data, "--json")
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1), done.stderr
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    error = json.loads(done.stdout)["error"]
+    assert done.stderr == f"caravan: {error['detail']} [{error['code']}]\n"
     return done.stderr
 
 
@@ -86,6 +89,7 @@ def without_workers(up: Up) -> Iterator[None]:
         ["serve", "nobody"],
         ["up", "--port", "70000"],
         ["dead-letters", "discard", AI_PAYMENT],
+        ["diagnose", AI_PAYMENT, AI_PAYMENT, "--payment", AI_PAYMENT],
     ],
 )
 def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
@@ -95,12 +99,30 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_wrong_usage_is_told_in_json_too() -> None:
+    done = caravan("diagnose", "not-an-id", "--json")
+
+    assert done.returncode == 2
+    error = json.loads(done.stdout)["error"]
+    assert error["code"] == "USAGE"
+    assert "student_id" in error["detail"]
+
+
+def test_the_version_and_the_whole_help() -> None:
+    assert re.fullmatch(r"caravan \S+ \(build \S+\)\n", caravan("--version").stdout)
+    said = caravan("--help")
+    assert said.returncode == 0
+    assert "..." not in said.stdout.partition("Commands:")[2]
+    assert "trigger-allocation" in said.stdout
+
+
 @pytest.mark.parametrize("command", ["lag", "workers", "diagnose", "demo", "migrate", "repair --all"])
 def test_without_a_database_it_fails_in_one_line(tmp_path: Path, command: str) -> None:
     done = caravan(*command.split(), "--data", tmp_path, "--json")
 
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "caravan up" in done.stderr
+    assert json.loads(done.stdout)["error"]["code"] == "FAILED"
 
 
 def test_a_bad_setting_fails_in_one_line(tmp_path: Path) -> None:
@@ -208,7 +230,19 @@ def test_a_missing_worker_is_a_problem_found(up: Up) -> None:
     assert "purchase-worker" in run(up, "workers", code=6)["missing"]
     down = {group["group"]: group["state"] for group in run(up, "lag", code=6)["items"]}
     assert down["purchase-creation-workers"] == "down"
-    assert run(up, "doctor", code=6)["ok"] is False
+    doctor = run(up, "doctor", code=6)
+    assert doctor["ok"] is False
+    start = f"caravan up --data {up.data}"  # its database is its own: `serve` would find none after a restart
+    assert start in next(check["said"] for check in doctor["checks"] if check["name"] == "workers")
+    assert f"No purchase-worker is alive. Start it: {start}" in caravan("workers", "--data", up.data).stdout
+    assert all(start in group["sentence"] for group in run(up, "lag", code=6)["items"] if group["state"] == "down")
+
+    told = caravan("diagnose", "--data", up.data).stdout
+    name = rows(up, "select name from students where id = %s", up.demo["students"][1]["id"])[0]["name"]
+    assert f"Robotics for {name}, payment {payment}: paid, NO_WORKER" in told
+    others = told.partition("The most recent others:")[2]
+    assert payment not in others
+    assert all(line.startswith("  ") for line in others.strip("\n").splitlines())
 
 
 def test_what_is_not_there(up: Up) -> None:

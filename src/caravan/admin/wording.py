@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from caravan.admin.purchases import Listed
-from caravan.fulfilment.wording import STAGES, reason_words
+from caravan.fulfilment.wording import reason_words, stage_words
 from caravan.web.formats import duration, money
 
 
@@ -22,7 +22,7 @@ def precise(instant: datetime, zone_name: str | None) -> str:
 def state_sentence(line: Listed, now: datetime) -> str:
     """The whole state of a purchase in one or two plain sentences."""
     finding = line.finding
-    said = f"{STAGES.get(finding.stage, finding.stage)}."
+    said = stage_words(finding.stage)
     if line.waiting_since is not None:
         waited = duration((now - line.waiting_since).total_seconds())
         said = f"{said[:-1]}; {money(line.amount_cents, line.currency)} undelivered for {waited}."

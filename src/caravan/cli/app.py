@@ -19,6 +19,26 @@ app = typer.Typer(
 )
 
 
+def _show_version(given: bool) -> None:
+    if given:
+        from importlib.metadata import version
+
+        from caravan.settings import find_build
+
+        typer.echo(f"caravan {version('caravan')} (build {find_build()})")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Say which release this is.")
+    ] = False,
+) -> None:
+    """Caravan delivers what was paid for."""
+
+
+# The first sentence of a command's help is its line in `caravan --help`: up to 50 letters are shown whole.
 @app.command()
 def up(
     data: Data = None,
@@ -26,7 +46,7 @@ def up(
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="The port (8080).")] = None,
     demo: Annotated[bool, typer.Option("--demo", help="With courses, trainers and accounts to try it on.")] = False,
 ) -> None:
-    """Run the whole platform on this machine, until Ctrl-C."""
+    """Run the whole platform here, until Ctrl-C."""
     from caravan.cli.options import settings_of
 
     settings = settings_of(data, host=host, port=port, demo=demo or None)
@@ -42,7 +62,10 @@ def serve(
     host: Annotated[str | None, typer.Option(help="The address to listen on (127.0.0.1).")] = None,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="The port (8080; a worker: none).")] = None,
 ) -> None:
-    """Run one service in this process, on the database of POSTGRES_URL (or of --data, where `up` runs)."""
+    """Run one service in this process.
+
+    On the database of POSTGRES_URL (or of --data, where `up` runs).
+    """
     from caravan.apps.services import SERVICES
     from caravan.cli.options import database_settings
 
@@ -68,7 +91,10 @@ def doctor(
     data: Data = None,
     as_json: AsJson = False,
 ) -> None:
-    """Is this installation well? Settings, database, workers, lag, and what must always be true."""
+    """Say whether this installation is well.
+
+    Settings, database, workers, lag, and what must always be true.
+    """
     from caravan.cli.doctor import doctor as run
 
     raise typer.Exit(run(data, deep=deep, as_json=as_json))
@@ -76,7 +102,10 @@ def doctor(
 
 @app.command()
 def demo(data: Data = None, as_json: AsJson = False) -> None:
-    """Rehearse the incidents that started it all on the running system (`caravan up --demo`)."""
+    """Rehearse the incidents that started it all.
+
+    On the running system (`caravan up --demo`).
+    """
     from caravan.cli.demo import demo as run
 
     raise typer.Exit(run(data, as_json=as_json))
@@ -90,7 +119,12 @@ def diagnose(
     data: Data = None,
     as_json: AsJson = False,
 ) -> None:
-    """Why isn't it delivered? Of a student (and course), of a payment, or of the most recent payments."""
+    """Say why something is not delivered.
+
+    Of a student (and course), or of a payment; without either: what waits or is stuck, then the most recent ones.
+    """
+    if payment is not None and student_id is not None:
+        raise typer.BadParameter("choose one of STUDENT_ID (and COURSE_ID) and --payment ID")
     from caravan.cli.deliveries import diagnose as run
 
     raise typer.Exit(run(data, student_id, course_id, payment, as_json=as_json))
@@ -106,7 +140,10 @@ def repair(
     data: Data = None,
     as_json: AsJson = False,
 ) -> None:
-    """Do the one safe next step for what is stuck, through the worker's own code."""
+    """Do the one safe next step for what is stuck.
+
+    Through the worker's own code.
+    """
     if (payment is None) is not everything:
         raise typer.BadParameter("choose one of --payment ID and --all")
     from caravan.cli.deliveries import repair_all, repair_one
@@ -120,7 +157,10 @@ def repair(
 def trigger_allocation(
     student_id: UUID, course_id: UUID, note: Note = None, data: Data = None, as_json: AsJson = False
 ) -> None:
-    """Find a trainer, and the sessions, for what a student bought of a course."""
+    """Find a trainer and sessions for a purchase.
+
+    The one that the student made of the course.
+    """
     from caravan.cli.deliveries import trigger_allocation as run
 
     raise typer.Exit(run(data, student_id, course_id, note, as_json=as_json))
@@ -144,7 +184,7 @@ def emit_events(purchase_id: UUID, note: Note = None, data: Data = None, as_json
 
 @app.command()
 def clear_cache(student_id: UUID, note: Note = None, data: Data = None, as_json: AsJson = False) -> None:
-    """Forget what is cached of a student's home and learning."""
+    """Forget what is cached of a student's screens."""
     from caravan.cli.deliveries import clear_cache as run
 
     raise typer.Exit(run(data, student_id, as_json=as_json))
@@ -166,7 +206,7 @@ def lag(data: Data = None, as_json: AsJson = False) -> None:
     raise typer.Exit(run(data, as_json=as_json))
 
 
-letters = typer.Typer(help="Events that were given up: list, show, replay, discard.", no_args_is_help=True)
+letters = typer.Typer(help="Events given up: list, show, replay, discard.", no_args_is_help=True)
 app.add_typer(letters, name="dead-letters")
 
 

@@ -29,13 +29,12 @@ def run(data: Path | None, work: Callable[[Database, Settings], Awaitable[T]]) -
     """Run `work` on the installation's database. What it refuses is one line and exit code 1."""
     settings = database_settings(data)
 
-
     telemetry.configure_logging(json=settings.log_json, stream=sys.stderr, level="WARNING")
     audit.use_build(settings.build)
     try:
         return asyncio.run(_run(settings, work))
     except DomainError as error:
-        fail(f"{error} [{error.problem_code}]")
+        fail(str(error), error.problem_code)
     except (psycopg.OperationalError, psycopg_pool.PoolTimeout) as error:
         fail(f"The database does not answer: {(str(error).strip().splitlines() or [''])[0]}")
 
@@ -66,5 +65,3 @@ async def _tell(db: Database, changed: frozenset[str]) -> None:
 def actor() -> Actor:
     """Who types, for the audit log."""
     return Actor.system(f"cli:{getpass.getuser()}")
-
-

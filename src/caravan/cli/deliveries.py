@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 from caravan.admin import actions
+from caravan.admin.purchases import Listed, list_lines, list_undelivered
 from caravan.apps.subscriptions import BY_GROUP
 from caravan.cli.database import actor, run
 from caravan.cli.options import FINE, FOUND_PROBLEMS
@@ -17,10 +20,12 @@ from caravan.errors import DomainError, NotFound
 from caravan.eventlog import outbox
 from caravan.events import CourseAccessGranted, PurchaseCreated
 from caravan.fulfilment import repair as repairs
-from caravan.fulfilment.diagnose import Finding
+from caravan.fulfilment.diagnose import RECENT_PAYMENTS_MAX, Finding
 from caravan.fulfilment.diagnose import diagnose as find_out
+from caravan.fulfilment.facts import choose_payments
 from caravan.fulfilment.gaps import GAPS, Step, list_gap
 from caravan.fulfilment.repair import OperatorMustDecide, PaymentNotFound, Repaired, run_step
+from caravan.fulfilment.wording import reason_words, stage_words
 from caravan.settings import Settings
 from caravan.web import audit
 
@@ -34,46 +39,103 @@ class DryRun(Exception):
 # ------------------------------------------------------------------ diagnose
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What `diagnose` tells in full, then in one line each; `more` wait beyond those."""
+
+    told: list[Listed]
+    delivered: list[Listed]
+    more: bool = False
+
+
 def diagnose(
     data: Path | None, student_id: UUID | None, course_id: UUID | None, payment_id: UUID | None, *, as_json: bool
 ) -> int:
-    async def work(db: Database, _settings: Settings) -> list[Finding]:
+    async def work(db: Database, _settings: Settings) -> Seen:
         async with db.transaction(SOURCE, read_only=True) as tx:
-            found = await find_out(tx, student_id=student_id, course_id=course_id, payment_id=payment_id)
+            if student_id is None and course_id is None and payment_id is None:
+                return await _survey(tx)
+            chosen = await choose_payments(tx, student_id=student_id, course_id=course_id, payment_id=payment_id)
+            found = await list_lines(tx, chosen)
             if not found and payment_id is not None:
                 raise PaymentNotFound
-            return found
+            return Seen(found, [])
 
-    found = run(data, work)
-    show({"items": [finding_document(finding) for finding in found]}, as_json=as_json, text=_finding_text(found))
-    return FOUND_PROBLEMS if any(finding.reason for finding in found) else FINE
+    seen = run(data, work)
+    text = _text(seen.told) if seen.told else "" if seen.delivered else NOTHING_FOUND
+    if seen.more:
+        text += "\n\nMore of them wait: the console's page Waiting has them all."
+    if seen.delivered:
+        head = "The most recent others:" if seen.told else "Nothing waits and nothing is stuck. The most recent ones:"
+        text = "\n".join([*([text, ""] if text else []), head, *(f"  {_line(each)}" for each in seen.delivered)])
+    findings = [line.finding for line in (*seen.told, *seen.delivered)]
+    show({"items": [_document(line) for line in (*seen.told, *seen.delivered)]}, as_json=as_json, text=text)
+    return FOUND_PROBLEMS if any(finding.reason for finding in findings) else FINE
 
 
-def finding_document(finding: Finding) -> dict[str, Any]:
-    """As `GET /api/v1/admin/diagnose` answers."""
+NOTHING_FOUND = "There is no such payment: nobody has paid yet, or an id is wrong."
+
+
+async def _survey(tx: Tx) -> Seen:
+    """What waits, the longest first; what is stuck without being in the register; then the most recent others."""
+    waiting = await list_undelivered(tx, reason=None, cursor=None, limit=RECENT_PAYMENTS_MAX)
+    known = {line.finding.payment_id for line in waiting.items}
+    recent = [line for line in await list_lines(tx, await choose_payments(tx)) if line.finding.payment_id not in known]
+    stuck = [line for line in recent if line.finding.reason]
+    return Seen(
+        [*waiting.items, *stuck], [line for line in recent if not line.finding.reason], bool(waiting.next_cursor)
+    )
+
+
+def _document(line: Listed) -> dict[str, Any]:
+    """As `GET /api/v1/admin/diagnose` answers, with the names."""
+    finding, action = line.finding, line.finding.action
     return {
         "payment_id": finding.payment_id,
         "purchase_id": finding.purchase_id,
+        "student_name": line.student_name,
+        "course_title": line.title,
         "stage": finding.stage,
         "reason": finding.reason,
         "evidence": finding.evidence,
         "action": None
-        if finding.action is None
-        else {"name": finding.action.name, "label": finding.action.label, "path": finding.action.path},
+        if action is None
+        else {
+            "name": action.name,
+            "label": action.label,
+            "method": action.method,
+            "path": action.path,
+            "needs": action.needs,
+            "hint": action.hint,
+        },
     }
 
 
-def _finding_text(found: list[Finding]) -> str:
-    if not found:
-        return "There is no such payment: nobody has paid yet, or an id is wrong."
-    parts: list[str] = []
-    for finding in found:
-        head = f"Payment {finding.payment_id}: {finding.stage}" + (f", {finding.reason}" if finding.reason else "")
-        lines = [head, *(f"  - {said}" for said in finding.evidence)]
-        if finding.action is not None:
-            lines.append(f"  > {finding.action.label}: caravan repair --payment {finding.payment_id}")
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts)
+def _text(lines: Sequence[Listed]) -> str:
+    return "\n\n".join(_paragraph(line) for line in lines) or NOTHING_FOUND
+
+
+def _paragraph(line: Listed) -> str:
+    finding, action = line.finding, line.finding.action
+    said = [f"{_who(line)}: {finding.stage}{f', {finding.reason}' if finding.reason else ''}"]
+    if finding.reason:
+        said.append(f"  {reason_words(finding.reason)}")
+    said += [f"  - {each}" for each in finding.evidence]
+    if action is not None:
+        by_command = action.name in ("repair", "replay")
+        where = f"caravan repair --payment {finding.payment_id}"
+        said.append(f"  > {action.label}: " + (where if by_command else f"on /admin/purchases/{finding.payment_id}"))
+        said += [f"    {action.hint}"] if action.hint else []
+    return "\n".join(said)
+
+
+def _line(line: Listed) -> str:
+    return f"{_who(line)}: {stage_words(line.finding.stage)}"
+
+
+def _who(line: Listed) -> str:
+    what = f"{line.title or 'unknown course'} for {line.student_name or 'an unknown student'}"
+    return f"{what}, payment {line.finding.payment_id}"
 
 
 # ------------------------------------------------------------------ repair
@@ -143,16 +205,18 @@ async def _repair(db: Database, settings: Settings, payment_id: UUID, note: str 
 
 
 def _repaired_text(done: Repaired) -> str:
-    now = done.stage + (f", {done.reason}" if done.reason else "")
-    return f"Payment {done.payment_id}: {done.did} It is {now}."
+    said = f"Payment {done.payment_id}: {done.did}"
+    if done.still_waits:
+        return said
+    return f"{said} Now: {stage_words(done.stage)}" + (f" {reason_words(done.reason)}" if done.reason else "")
 
 
 # ------------------------------------------------------------------ single steps
 
 
 def create_purchase(data: Path | None, payment_id: UUID, note: str | None, *, as_json: bool) -> int:
-    async def work(db: Database, settings: Settings) -> Finding:
-        async def step(tx: Tx) -> Finding:
+    async def work(db: Database, settings: Settings) -> list[Listed]:
+        async def step(tx: Tx) -> list[Listed]:
             before = await _find_out(tx, payment_id)
             if before.reason in repairs.OPERATORS_DECISION:
                 raise OperatorMustDecide(str(before.reason))
@@ -169,20 +233,18 @@ def create_purchase(data: Path | None, payment_id: UUID, note: str | None, *, as
                 before={"stage": before.stage, "reason": before.reason, "purchaseId": before.purchase_id},
                 after={"stage": after.stage, "reason": after.reason, "purchaseId": after.purchase_id},
             )
-            return after
+            return await list_lines(tx, [payment_id])
 
         return await db.transact(step, SOURCE)
 
     return _stepped(run(data, work), as_json=as_json)
 
 
-def trigger_allocation(
-    data: Path | None, student_id: UUID, course_id: UUID, note: str | None, *, as_json: bool
-) -> int:
+def trigger_allocation(data: Path | None, student_id: UUID, course_id: UUID, note: str | None, *, as_json: bool) -> int:
     """A trainer for what the student bought of the course, and the sessions."""
 
-    async def work(db: Database, settings: Settings) -> list[Finding]:
-        async def assign(tx: Tx) -> list[Finding]:
+    async def work(db: Database, settings: Settings) -> list[Listed]:
+        async def assign(tx: Tx) -> list[Listed]:
             assigned = await actions.auto_assign(
                 tx,
                 actor(),
@@ -193,11 +255,11 @@ def trigger_allocation(
             )
             if assigned.allocation_id and assigned.status == "approved":
                 await actions.create_sessions(tx, actor(), assigned.allocation_id, note or "caravan trigger-allocation")
-            return await find_out(tx, purchase_id=assigned.purchase_id)
+            return await list_lines(tx, await choose_payments(tx, purchase_id=assigned.purchase_id))
 
         return await db.transact(assign, SOURCE)
 
-    return _stepped(*run(data, work), as_json=as_json)
+    return _stepped(run(data, work), as_json=as_json)
 
 
 async def _find_out(tx: Tx, payment_id: UUID) -> Finding:
@@ -207,9 +269,9 @@ async def _find_out(tx: Tx, payment_id: UUID) -> Finding:
     return found[0]
 
 
-def _stepped(*found: Finding, as_json: bool) -> int:
-    show({"items": [finding_document(each) for each in found]}, as_json=as_json, text=_finding_text(list(found)))
-    return FOUND_PROBLEMS if any(each.reason for each in found) else FINE
+def _stepped(found: Sequence[Listed], *, as_json: bool) -> int:
+    show({"items": [_document(each) for each in found]}, as_json=as_json, text=_text(found))
+    return FOUND_PROBLEMS if any(each.finding.reason for each in found) else FINE
 
 
 # ------------------------------------------------------------------ the student's screens

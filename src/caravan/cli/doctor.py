@@ -14,7 +14,7 @@ from caravan.apps import control
 from caravan.apps.folder import DataFolder
 from caravan.apps.services import BACKGROUND
 from caravan.apps.subscriptions import SUBSCRIPTIONS
-from caravan.cli.options import FINE, FOUND_PROBLEMS, settings_of
+from caravan.cli.options import FINE, FOUND_PROBLEMS, settings_of, start_command
 from caravan.cli.output import show
 from caravan.db import Database, Tx
 from caravan.db.embedded import EmbeddedPostgresError, embedded_url
@@ -41,7 +41,11 @@ class Check:
 def doctor(data: Path | None, *, deep: bool, as_json: bool) -> int:
     """`deep`: also what reads the whole log and every text; takes its time on a large database."""
     settings = settings_of(data)
-    checks = [Check("settings", True, f"build {settings.build}"), _disk(settings), *_database(settings, deep=deep)]
+    checks = [
+        Check("settings", True, f"build {settings.build}"),
+        _disk(settings),
+        *_database(data, settings, deep=deep),
+    ]
     ok = all(check.ok for check in checks)
     text = "\n".join(f"  {'ok     ' if check.ok else 'PROBLEM'}  {check.name}: {check.said}" for check in checks)
     show({"ok": ok, "checks": checks}, as_json=as_json, text=text)
@@ -57,7 +61,7 @@ def _disk(settings: Settings) -> Check:
     return Check("disk", free >= DISK_BYTES_MIN, said if free >= DISK_BYTES_MIN else said + ": make room")
 
 
-def _database(settings: Settings, *, deep: bool) -> list[Check]:
+def _database(data: Path | None, settings: Settings, *, deep: bool) -> list[Check]:
     url = settings.postgres_url
     found: list[Check] = []
     if url is None:
@@ -70,7 +74,7 @@ def _database(settings: Settings, *, deep: bool) -> list[Check]:
         found.append(Check("embedded PostgreSQL", True, f"runs in {settings.data_dir}"))
         found.append(_supervisor(settings))
     try:
-        return [*found, *asyncio.run(_ask(url, deep=deep))]
+        return [*found, *asyncio.run(_ask(data, url, deep=deep))]
     except SchemaProblem as error:
         return [*found, Check("schema", False, str(error))]
     except (psycopg.OperationalError, psycopg_pool.PoolTimeout) as error:
@@ -92,7 +96,7 @@ select name from unnest(%(names)b::text[]) name where name not in (select extnam
 """
 
 
-async def _ask(url: str, *, deep: bool) -> list[Check]:
+async def _ask(data: Path | None, url: str, *, deep: bool) -> list[Check]:
     await check_schema(url)
     async with Database(url, max_connections=1) as db:
         await db.transact(lambda tx: register_groups(tx, SUBSCRIPTIONS), "caravan-cli")
@@ -102,23 +106,24 @@ async def _ask(url: str, *, deep: bool) -> list[Check]:
                 Check("database", True, f"PostgreSQL {await tx.value(SERVER)}"),
                 Check("schema", True, "fits this release"),
                 Check("extensions", not missing, ", ".join(missing or EXTENSIONS) + (" missing" if missing else "")),
-                await _workers(tx),
-                await _lag(tx),
+                await _workers(data, tx),
+                await _lag(data, tx),
                 await _letters(tx),
                 *await _invariants(tx, deep=deep),
             ]
 
 
-async def _workers(tx: Tx) -> Check:
+async def _workers(data: Path | None, tx: Tx) -> Check:
     alive = {row.service for row in await list_workers(tx) if row.alive}
     missing = [name for name in BACKGROUND if name not in alive]
-    said = f"not alive: {', '.join(missing)}: start with `caravan serve`" if missing else "all alive"
+    start = start_command(data, missing[0] if len(missing) == 1 else "NAME") if missing else ""
+    said = f"not alive: {', '.join(missing)}: start with `{start}`" if missing else "all alive"
     return Check("workers", not missing, said)
 
 
-async def _lag(tx: Tx) -> Check:
+async def _lag(data: Path | None, tx: Tx) -> Check:
     behind = [each for each in await list_lag(tx) if each.state in ("behind", "down")]
-    said = "; ".join(f"{each.group}: {each.sentence}" for each in behind)
+    said = "; ".join(f"{each.group}: {each.tell(start_command(data, each.service))}" for each in behind)
     return Check("lag", not behind, said or "nobody is behind")
 
 

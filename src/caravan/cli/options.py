@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -13,14 +15,37 @@ if TYPE_CHECKING:
 FINE, FAILED, USAGE, FOUND_PROBLEMS = 0, 1, 2, 6
 
 Data = Annotated[Path | None, typer.Option("--data", metavar="DIR", help="The data folder (.caravan).")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+_answers_in_json: ContextVar[bool] = ContextVar("answers_in_json", default=False)
+
+
+def _remember(given: bool) -> bool:
+    _answers_in_json.set(given)
+    return given
+
+
+AsJson = Annotated[bool, typer.Option("--json", callback=_remember, help="One JSON document on standard output.")]
 Note = Annotated[str | None, typer.Option("--note", help="Why: kept in the audit log.")]
 
 
-def fail(message: str) -> NoReturn:
-    """One line on standard error, exit code 1."""
-    typer.echo(f"caravan: {message}", err=True)
+def fail(message: str, code: str = "FAILED") -> NoReturn:
+    """One line on standard error, exit code 1; with --json also a document with the stable code."""
+    known = "" if code == "FAILED" else f" [{code}]"
+    typer.echo(f"caravan: {message}{known}", err=True)
+    if _answers_in_json.get():
+        show_error(code, message)
     raise typer.Exit(FAILED)
+
+
+def show_error(code: str, detail: str) -> None:
+    """`{"error": {"code", "detail"}}` on standard output."""
+    typer.echo(json.dumps({"error": {"code": code, "detail": detail}}, ensure_ascii=False, indent=2))
+
+
+def start_command(data: Path | None, service: str) -> str:
+    """What starts a service that is missing here: `up` runs them all where the database is its own."""
+    if settings_of(data).postgres_url is not None:
+        return f"caravan serve {service}"
+    return "caravan up" + (f" --data {data}" if data else "")
 
 
 def settings_of(data: Path | None, **given: object) -> Settings:

@@ -9,7 +9,7 @@ from caravan.admin import actions
 from caravan.apps.services import BACKGROUND
 from caravan.apps.subscriptions import BY_GROUP, SUBSCRIPTIONS
 from caravan.cli.database import actor, run
-from caravan.cli.options import FINE, FOUND_PROBLEMS
+from caravan.cli.options import FINE, FOUND_PROBLEMS, start_command
 from caravan.cli.output import duration, show, table
 from caravan.db import Database, Tx
 from caravan.eventlog import dead_letters
@@ -49,7 +49,7 @@ def workers(data: Path | None, *, as_json: bool) -> int:
             empty="No worker runs: none was started, or all were stopped.",
         )
         for name in missing:
-            print(f"No {name} is alive. Start one: caravan serve {name}")
+            print(f"No {name} is alive. Start it: {start_command(data, name)}")
     return FOUND_PROBLEMS if missing or any(row.alive and row.failing_since for row in found) else FINE
 
 
@@ -62,12 +62,12 @@ def lag(data: Path | None, *, as_json: bool) -> int:
         return await db.transact(look, SOURCE)
 
     found = run(data, work)
-    show({"items": [_lag_document(group) for group in found]}, as_json=as_json)
+    show({"items": [_lag_document(data, group) for group in found]}, as_json=as_json)
     if not as_json:
         table(
             ("group", "waiting", "oldest", "workers", "what it means"),
             [
-                (each.group, each.messages, duration(each.seconds), each.workers_alive, each.sentence)
+                (each.group, each.messages, duration(each.seconds), each.workers_alive, _sentence(data, each))
                 for each in found
             ],
             empty="There are no groups.",
@@ -75,7 +75,11 @@ def lag(data: Path | None, *, as_json: bool) -> int:
     return FOUND_PROBLEMS if any(each.state not in ("idle", "working") for each in found) else FINE
 
 
-def _lag_document(group: GroupLag) -> dict[str, object]:
+def _sentence(data: Path | None, group: GroupLag) -> str:
+    return group.tell(start_command(data, group.service))
+
+
+def _lag_document(data: Path | None, group: GroupLag) -> dict[str, object]:
     return {
         "group": group.group,
         "service": group.service,
@@ -83,7 +87,7 @@ def _lag_document(group: GroupLag) -> dict[str, object]:
         "seconds": round(group.seconds, 3),
         "workers_alive": group.workers_alive,
         "state": group.state,
-        "sentence": group.sentence,
+        "sentence": _sentence(data, group),
     }
 
 

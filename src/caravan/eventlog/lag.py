@@ -29,15 +29,19 @@ class GroupLag:
 
     @property
     def sentence(self) -> str:
+        return self.tell(f"caravan serve {self.service}")
+
+    def tell(self, start: str) -> str:
+        """The state in a sentence; `start` is the command that starts a missing worker here."""
         waiting = f"{self.messages} event{'s' if self.messages != 1 else ''} wait{'s' if self.messages == 1 else ''}"
         if self.state == "idle":
             return "Idle: nothing waiting."
         if self.state == "stopped":
-            return f"No {self.service} is alive; nothing waits yet. Start one: caravan serve {self.service}"
+            return f"No {self.service} is alive; nothing waits yet. Start it: {start}"
         if self.state == "down":
             return (
                 f"{waiting} and no {self.service} is alive: nothing will start until one does."
-                f" Start one: caravan serve {self.service}"
+                f" Start it: {start}"
             )
         if self.state == "behind":
             return f"Behind: {waiting}, the oldest for {self.seconds:.0f} s."

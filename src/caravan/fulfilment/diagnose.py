@@ -283,7 +283,8 @@ def _allocation_line(facts: Facts) -> str:
         return "There is no allocation."
     if facts.trainer_id is None:
         return f"Allocation {facts.allocation_id} is {facts.allocation_status}: no trainer yet."
-    line = f"Allocation {facts.allocation_id} is {facts.allocation_status}, trainer {facts.trainer_id}"
+    trainer = f"{facts.trainer_name} ({facts.trainer_id})"
+    line = f"Allocation {facts.allocation_id} is {facts.allocation_status}, trainer {trainer}"
     return line + (", but no booking holds the trainer's time." if facts.booking_live is False else ".")
 
 

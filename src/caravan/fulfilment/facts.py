@@ -45,6 +45,7 @@ class Facts:
     allocation_status: str | None
     allocated_at: datetime | None
     trainer_id: UUID | None
+    trainer_name: str | None
     booking_live: bool | None
     total: int | None
     scheduled: int | None
@@ -102,7 +103,7 @@ select p.id as payment_id, p.student_id, coalesce(f.course_id, c.course_id) as c
        p.accepted_at, coalesce(pu.timezone, c.timezone) as timezone,
        hook.webhooks, hook.webhook_at, hook.webhook_type, hook.webhooks_unapplied,
        f.stage, f.purchase_id, pu.created_at as purchased_at, f.allocation_id, a.status as allocation_status,
-       a.updated_at as allocated_at, f.trainer_id, b.live as booking_live,
+       a.updated_at as allocated_at, f.trainer_id, t.name as trainer_name, b.live as booking_live,
        f.total, f.scheduled, f.completed, f.student_absent, f.refunded, f.owed,
        u.payment_id is not null as registered, u.since, u.reason, u.reason_since, u.detail,
        coalesce(u.held, false) as held,
@@ -119,6 +120,7 @@ join checkouts c on c.id = p.checkout_id
 left join fulfilments f on f.payment_id = p.id
 left join student_course_purchases pu on pu.id = f.purchase_id
 left join trainer_allocations a on a.id = f.allocation_id
+left join trainers t on t.id = f.trainer_id
 left join bookings b on b.id = a.booking_id
 left join undelivered u on u.payment_id = p.id
 left join lateral (

@@ -225,7 +225,7 @@ def _tell(step: Step, before: Finding, after: Finding, facts: Facts) -> str:
         case Step.CREATE_PURCHASE if facts.purchase_id:
             return f"Created purchase {facts.purchase_id}."
         case Step.ALLOCATE_TRAINER if facts.trainer_id:
-            return f"Allocated trainer {facts.trainer_id} (allocation {facts.allocation_id})."
+            return f"Allocated trainer {facts.trainer_name} ({facts.trainer_id}, allocation {facts.allocation_id})."
         case Step.SCHEDULE_SESSIONS if facts.scheduled:
             return f"Created the missing sessions: {facts.scheduled} scheduled."
         case Step.MAKE_UP if not facts.owed:

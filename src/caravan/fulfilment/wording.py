@@ -49,6 +49,11 @@ def reason_words(reason: str | None) -> str:
     return REASONS.get(reason or "", (reason or "").replace("_", " ").capitalize() + "." if reason else "")
 
 
+def stage_words(stage: str) -> str:
+    """A sentence for a stage, or for the status of a payment without money."""
+    return f"{STAGES.get(stage, stage)}."
+
+
 def still_waits(reason: str) -> str:
     """What a repair has found that changed nothing: the same sentence for console, command and audit row."""
     why = reason_words(reason)
