@@ -196,7 +196,7 @@ def test_a_well_installation(up: Up) -> None:
 
 def test_the_doctor_looks_deeper_when_asked(up: Up) -> None:
     assert run(up, "doctor", "--deep")["ok"] is True
-    payment, place = up.buy(up.demo["students"][0], "7:00 AM"), '{"at": [28.4595, 77.0266]}'
+    payment, place = up.buy(up.demo["students"][0], "5:00 PM"), '{"at": [28.4595, 77.0266]}'
     until(lambda: run(up, "doctor", "--deep")["ok"], "the payment is delivered")
     tell = "update payments set metadata = %s::jsonb where id = %s returning student_id"
     locate = "update students set latitude = 28.4595, longitude = 77.0266 where id = %s returning id"
