@@ -33,6 +33,9 @@ LIVE_KEY_MARKS = ("sk_live_", "rk_live_", "rzp_live_")
 class BadSettings(Exception):
     """The environment says something that cannot be; the message is one line for the person who starts us."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))  # names and values may hold line ends
+
 
 class Settings(BaseSettings):
     """One installation's settings. Frozen; pass it in, never look it up."""
@@ -153,7 +156,7 @@ def _one_line(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     place = str(first["loc"][0]) if first["loc"] else ""
     field = next((name for name in Settings.model_fields if place in (name, _variable(name))), place)
-    said = " ".join(str(first["msg"]).removeprefix("Value error, ").split())
+    said = first["msg"].removeprefix("Value error, ")
     shown = "" if field in SECRETS or first["type"] == "missing" else f" (now: {str(first['input'])[:80]!r})"
     return f"{_variable(field)}: {said}{shown}."
 

@@ -20,7 +20,8 @@ async def test_an_address_that_is_half_an_ipv6_one(db: Database) -> None:
     assert refused.status_code == 403
 
 
-def test_a_refused_setting_is_told_in_one_line() -> None:
+@pytest.mark.parametrize("environ", [{"CARAVAN_ORIGINS": "https://app.example.\r\ncom"}, {"CARAVAN_\nPORT": "1"}])
+def test_a_refused_setting_is_told_in_one_line(environ: dict[str, str]) -> None:
     with pytest.raises(BadSettings) as refused:
-        load_settings({"CARAVAN_ORIGINS": "https://app.example.\r\ncom"})
+        load_settings(environ)
     assert "\n" not in str(refused.value)
