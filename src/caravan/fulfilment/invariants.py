@@ -369,18 +369,18 @@ where c.table_schema = 'public' and t.table_type = 'BASE TABLE' and c.data_type 
   and not exists (select from pg_inherits i where i.inhrelid = format('%I.%I', t.table_schema, t.table_name)::regclass)
 order by 1, 2
 """
-PLACES = """
+PLACES = sql.SQL("""
 with places as materialized (
   select latitude::text as latitude, longitude::text as longitude from students where latitude is not null
   union select latitude::text, longitude::text from trainers where latitude is not null
-), """
-PLACES_IN = r"""{name} as (
-  select {column}::text as text from {table} where {column}::text ~ '\d\.\d{{3}}')"""
-PLACE_TOLD = r"""
+), """)
+PLACES_IN = sql.SQL(r"""{name} as (
+  select {column}::text as text from {table} where {column}::text ~ '\d\.\d{{3}}')""")
+PLACE_TOLD = sql.SQL(r"""
 select {title} as subject, 'holds coordinates' as said
 where exists (
   select from {name} t cross join lateral regexp_matches(t.text, '-?\d{{1,3}}\.\d{{3,}}', 'g') number
-  join places p on p.latitude = number[1] and strpos(t.text, p.longitude) > 0)"""
+  join places p on p.latitude = number[1] and strpos(t.text, p.longitude) > 0)""")
 
 
 async def _places_told(tx: Tx) -> Query:
@@ -388,15 +388,13 @@ async def _places_told(tx: Tx) -> Query:
     columns = [(table, column, f"{table}.{column}") for table, column in await tx.tuples(LIST_TEXTS)]
     named = [
         (
-            sql.SQL(PLACES_IN).format(
-                name=sql.Identifier(title), column=sql.Identifier(column), table=sql.Identifier(table)
-            ),
-            sql.SQL(PLACE_TOLD).format(name=sql.Identifier(title), title=sql.Literal(title)),
+            PLACES_IN.format(name=sql.Identifier(title), column=sql.Identifier(column), table=sql.Identifier(table)),
+            PLACE_TOLD.format(name=sql.Identifier(title), title=sql.Literal(title)),
         )
         for table, column, title in columns
     ]
     texts, told = zip(*named, strict=True)
-    return sql.Composed([sql.SQL(PLACES), sql.SQL(", ").join(texts), sql.SQL(" union all ").join(told)])
+    return sql.Composed([PLACES, sql.SQL(", ").join(texts), sql.SQL(" union all ").join(told)])
 
 
 INVARIANTS: tuple[Invariant, ...] = (
