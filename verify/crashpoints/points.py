@@ -164,8 +164,8 @@ class Points:
         if not self._pending:
             return None
         self._left -= 1
-        if self._left >= 0:
-            return None
+        if self._left >= 0 or (self._pending[0].when, self._pending[0].fault) not in strikes_at(point):
+            return None  # not yet; or a second fault that can't happen here, and does at the next point where it can
         strike = self._pending.pop(0)
         self.fired.append(strike.fault)
         self._left = self._pending[0].at if self._pending else -1
