@@ -224,7 +224,7 @@ select id, student_id from payments where student_id = any(%(students)s) order b
 
 
 def _had_effect(webhooks: list[list[Any]] | None) -> list[list[Any]]:
-    """What is applied a second time says so (`already`, `stale`); what failed once says that until it is tried again."""
+    """What is applied a second time says so (`already`, `stale`); what failed once says so until it is tried again."""
     same = {"already": "applied", "stale": "applied", "failing: Bug": None}
     return [[same.get(said, said) for said in webhook] for webhook in webhooks or []]
 
