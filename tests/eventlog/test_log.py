@@ -186,6 +186,17 @@ async def test_a_restart_under_the_same_name_takes_its_lease_back_at_once(db: Da
             await workers.beat(tx, before.worker)
 
 
+async def test_a_turn_looks_beyond_a_window_whose_rest_is_empty(db: Database) -> None:
+    heard = Heard()
+    consumer = heard.consumer(db, page=1)
+    await consumer.enter()
+    await say(db, confirmed(new_id()))
+    assert await consumer.run_once() == 1  # a full page: the window is still open
+    await say(db, confirmed(new_id()))
+    assert await consumer.run_once() == 1
+    assert await consumer.run_once() == 0
+
+
 async def test_lag_is_told_also_for_a_group_whose_worker_never_ran(db: Database) -> None:
     heard = Heard()
     async with db.transaction() as tx:

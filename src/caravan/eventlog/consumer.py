@@ -206,19 +206,25 @@ class Consumer:
     # -------------------------------------------------------------- one page
 
     async def _turn(self, cursor: Cursor) -> int:
-        if cursor.window_end is None:
-            cursor = await postgres_log.open_window(self.db, cursor)
-            self._cursors[cursor.id] = cursor
+        """The next page that concerns this group; 0 where nothing had been said for it when the turn began."""
+        for _window in ("the open one", "the next one"):
             if cursor.window_end is None:
-                return 0
-        try:
-            return await self._page(cursor)
-        except Fenced:
-            raise
-        except Exception as error:
-            if is_transient(error):
+                cursor = await postgres_log.open_window(self.db, cursor)
+                self._cursors[cursor.id] = cursor
+                if cursor.window_end is None:
+                    return 0
+            try:
+                done = await self._page(cursor)
+            except Fenced:
                 raise
-            return await self._isolate(cursor, error)
+            except Exception as error:
+                if is_transient(error):
+                    raise
+                return await self._isolate(cursor, error)
+            if done:
+                return done
+            cursor = self._cursors[cursor.id]  # the rest of the window was others'; what came since is in the next
+        return 0
 
     async def _page(self, cursor: Cursor) -> int:
         """Read, claim, handle and move on, in one transaction; the number of events got past."""
