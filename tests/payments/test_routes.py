@@ -171,6 +171,21 @@ async def test_what_is_not_yours_is_not_there(shop: Shop) -> None:
     assert (await shop.client.get(f"/api/v1/payments/{payment['id']}", headers=shop.admin)).status_code == 200
 
 
+async def test_staff_leave_an_audit_row_where_they_act_for_a_family(shop: Shop, db: Database) -> None:
+    theirs = (await shop.buy()).json()
+    made = await shop.client.post(
+        "/api/v1/payments", json=shop.order | {"timeSlot": "9:00 AM", "again": True}, headers=shop.admin
+    )
+    assert made.status_code == 201
+    for _ in range(2):
+        for payment in (theirs["id"], made.json()["id"]):
+            headers = shop.headers if payment == theirs["id"] else shop.admin
+            assert (await shop.client.post(f"/api/v1/payments/{payment}/confirm", headers=headers)).status_code == 200
+    kept = await rows(db, "select actor, action, subject_id from audit_log order by at, action")
+    admin = {"actor": "admin@example.com", "subject_id": made.json()["id"]}
+    assert kept == [admin | {"action": "payments:create"}, admin | {"action": "payments:confirm"}]
+
+
 async def test_the_same_key_has_the_same_answer(shop: Shop, db: Database) -> None:
     first, second = await shop.buy(key="k1"), await shop.buy(key="k1")
     assert (first.status_code, second.status_code) == (201, 201)

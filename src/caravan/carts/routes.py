@@ -13,6 +13,7 @@ from caravan.carts import operations
 from caravan.carts.operations import Item
 from caravan.db import Tx
 from caravan.errors import NotFound
+from caravan.web import audit
 from caravan.web.auth import Actor
 from caravan.web.deps import Db
 from caravan.web.policies import allow
@@ -85,6 +86,7 @@ async def post_item(student_id: UUID, body: ItemIn, actor: Annotated[Actor, allo
             time_slot=body.time_slot,
             start_date=body.start_date,
         )
+        await _keep(tx, actor, item.id)
         return ItemOut.of(item)
 
     return await db.transact(work, source=SOURCE)
@@ -95,5 +97,10 @@ async def delete_item(student_id: UUID, item_id: UUID, actor: Annotated[Actor, a
     async def work(tx: Tx) -> None:
         actor.require_student(student_id)
         await operations.remove_item(tx, student_id, item_id)
+        await _keep(tx, actor, item_id)
 
     await db.transact(work, source=SOURCE)
+
+
+async def _keep(tx: Tx, actor: Actor, item_id: UUID) -> None:
+    await audit.record_for_family(tx, actor, action="carts:update", subject_type="cart item", subject_id=item_id)

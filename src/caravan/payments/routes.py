@@ -17,6 +17,7 @@ from caravan.payments.operations import Created, confirm_payment, create_payment
 from caravan.payments.providers import Provider, get_provider, list_providers
 from caravan.payments.schemas import CreatedOut, PaymentIn, PaymentOut, ReceivedOut
 from caravan.payments.webhooks import receive_webhook
+from caravan.web import audit
 from caravan.web.auth import Actor
 from caravan.web.deps import Db, SettingsDep, Trace
 from caravan.web.idempotency import once
@@ -63,6 +64,7 @@ async def post_payment(
 
         async def create() -> tuple[int, dict[str, Any]]:
             created = await _create(tx, actor, body, document, Rules.of(settings), providers)
+            await _keep(tx, actor, "payments:create", created.payment.id)
             answer = CreatedOut.of(created.payment, created.checkout)
             return 201, answer.model_dump(mode="json", by_alias=True)
 
@@ -90,6 +92,10 @@ async def _create(
     )
 
 
+async def _keep(tx: Tx, actor: Actor, action: str, payment_id: UUID) -> None:
+    await audit.record_for_family(tx, actor, action=action, subject_type="payment", subject_id=payment_id)
+
+
 @router.get("/payments/{payment_id}", response_model=PaymentOut)
 async def get_payment(payment_id: UUID, actor: Annotated[Actor, allow("payments:read")], db: Db) -> PaymentOut:
     async with db.transaction(SOURCE, read_only=True) as tx:
@@ -110,9 +116,12 @@ async def post_confirm(
 
     async def work(tx: Tx) -> PaymentOut:
         tx.trace = trace
-        await _see(tx, actor, payment_id)
+        before = await _see(tx, actor, payment_id)
         await confirm_payment(tx, payment_id, providers)
-        return await _see(tx, actor, payment_id)
+        after = await _see(tx, actor, payment_id)
+        if after.status != before.status:
+            await _keep(tx, actor, "payments:confirm", payment_id)
+        return after
 
     return await db.transact(work, source=SOURCE)
 

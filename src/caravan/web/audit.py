@@ -76,5 +76,12 @@ async def record(
     )
 
 
+async def record_for_family(tx: Tx, actor: Actor, *, action: str, subject_type: str, subject_id: UUID | str) -> None:
+    """Keep what staff did in a family's place, by a route that families use themselves; a family's own acts are in the
+    rows they made. No note is asked for: the row of the subject says what was done."""
+    if actor.reach == "any":
+        await record(tx, actor, action=action, subject_type=subject_type, subject_id=subject_id, note=None)
+
+
 def _json(value: Mapping[str, Any] | None) -> str | None:
     return None if value is None else msgspec.json.encode(value).decode()
