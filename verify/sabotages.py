@@ -87,7 +87,7 @@ def position_before_effect(t: Tamper) -> None:
         async def page(consumer: Any, cursor: Cursor) -> int:
             async with consumer.db.transaction(consumer.worker.service) as tx:
                 cursor = await postgres_log.lock_cursor(tx, cursor, consumer.worker.name, consumer.worker.incarnation)
-                limit = consumer._limit(cursor)
+                limit = consumer._limit(cursor.id)
                 events = await postgres_log.read_page(tx, cursor, consumer._types, KNOWN_TYPES, limit)
                 last = events[-1][0] if events else 0
                 moved = cursor.finished() if len(events) < limit else replace(cursor, last_id=last)
@@ -148,6 +148,7 @@ def replay_unlocked(t: Tamper) -> None:
 def transient_is_a_bug_to_consumers(t: Tamper) -> None:
     """A deadlock uses up attempts, like a bug."""
     t.put("eventlog.consumer", "is_transient", _never(t))
+    t.put("eventlog.member", "is_transient", _never(t))
 
 
 def transactions_run_once(t: Tamper) -> None:

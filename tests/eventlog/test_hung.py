@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from caravan.db import Database, Tx
-from caravan.eventlog import consumer as consumers
-from caravan.eventlog import outbox, workers
+from caravan.eventlog import consumer, member, outbox, workers
 from caravan.eventlog.consumer import Consumer, Hung
 from caravan.eventlog.subscription import Subscription
 from caravan.eventlog.workers import Worker, WorkerRow, list_workers
@@ -20,8 +19,9 @@ from caravan.ids import new_id
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leases of tenths of a second."""
-    monkeypatch.setattr(consumers, "HEARTBEAT_SECONDS", 0.05)
-    monkeypatch.setattr(consumers, "HUNG_SECONDS", 0.2)
+    monkeypatch.setattr(consumer, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(member, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(member, "HUNG_SECONDS", 0.2)
     monkeypatch.setattr(workers, "LEASE_SECONDS", 0.3)
 
 
@@ -44,7 +44,7 @@ async def _row(db: Database) -> WorkerRow | None:
 
 @pytest.mark.usefixtures("hasty")
 async def test_a_hung_worker_loses_its_lease_while_it_beats(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(consumers, "HOPELESS_BEATS", 10_000)
+    monkeypatch.setattr(member, "HOPELESS_BEATS", 10_000)
     running = asyncio.create_task((await hang(db)).run(asyncio.Event()))
     try:
         async with asyncio.timeout(10):
@@ -62,7 +62,7 @@ async def test_a_hung_worker_loses_its_lease_while_it_beats(db: Database, monkey
 
 @pytest.mark.usefixtures("hasty")
 async def test_a_hopeless_worker_ends(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(consumers, "HOPELESS_BEATS", 6)
+    monkeypatch.setattr(member, "HOPELESS_BEATS", 6)
     async with asyncio.timeout(10):
         with pytest.raises(Hung):
             await (await hang(db)).run(asyncio.Event())
@@ -70,8 +70,8 @@ async def test_a_hopeless_worker_ends(db: Database, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.usefixtures("hasty")
 async def test_an_idle_worker_keeps_its_lease(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(consumers, "POLL_SECONDS", 0.05)
-    monkeypatch.setattr(consumers, "HOPELESS_BEATS", 6)
+    monkeypatch.setattr(member, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(member, "HOPELESS_BEATS", 6)
     subscription = Subscription("idle", "idle-worker", "IdleWorker", {})
     worker = Worker(service="idle-worker", group="idle", build="test", name="idle-1")
     stop = asyncio.Event()

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from caravan.db import Database, Tx, pool
-from caravan.eventlog import consumer, inbox, outbox
+from caravan.eventlog import consumer, inbox, member, outbox
 from caravan.eventlog.codec import Envelope
 from caravan.realtime import gateway
 from verify.crashpoints.every import list_steps
@@ -36,7 +36,7 @@ def template(databases: Databases) -> Template:
 @pytest.fixture(autouse=True)
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """`play` hurries the product for good, because its process is its own; here it must end with the test."""
-    changed = {consumer: ("backoff_seconds", "HEARTBEAT_SECONDS"), pool: ("random",)}
+    changed = {consumer: ("HEARTBEAT_SECONDS",), member: ("backoff_seconds", "HEARTBEAT_SECONDS"), pool: ("random",)}
     changed[gateway] = ("RETRY_SECONDS", "POLL_SECONDS")
     for module, names in changed.items():
         for name in names:

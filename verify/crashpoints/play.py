@@ -19,7 +19,7 @@ from typing import Any
 
 from caravan.db import pool
 from caravan.errors import is_transient
-from caravan.eventlog import consumer
+from caravan.eventlog import consumer, member
 from caravan.payments.webhooks import apply_pending_webhooks
 from caravan.realtime import gateway
 from verify.crashpoints.every import list_steps
@@ -80,8 +80,8 @@ def parse_case(text: str) -> tuple[str, tuple[Strike, ...]]:
 def hurry() -> None:
     """The product's pauses between attempts are jitter, which nothing here depends on; its heartbeats would come in
     between and be counted as points of whatever runs."""
-    consumer.backoff_seconds = _at_once
-    consumer.HEARTBEAT_SECONDS = 3600.0
+    member.backoff_seconds = _at_once
+    consumer.HEARTBEAT_SECONDS = member.HEARTBEAT_SECONDS = 3600.0
     gateway.RETRY_SECONDS, gateway.POLL_SECONDS = 0.0, 0.25
     pool.random = types.SimpleNamespace(uniform=lambda _low, _high: 0.0)  # type: ignore[assignment]  # pyright: ignore
 

@@ -1,55 +1,29 @@
-"""Run one group's handlers over the log: claim, effect, outgoing events and position in one transaction per batch.
-
-Three kinds of failure. Transient: the whole transaction runs again, for as long as it takes; an outage uses up no
-attempts. Bug: the page is halved until one event stands alone; that one is parked in dead_letters and the rest flows.
-Expected trouble is no failure: handlers store it as a reason.
-"""
+"""Run one group's handlers over the log: claim, effect, outgoing events and position in one transaction per batch."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import replace
 from uuid import UUID
 
-import structlog
-
-from caravan.db import Database, Tx
+from caravan.db import Database
 from caravan.db.wake import Wake
 from caravan.errors import is_transient
-from caravan.eventlog import dead_letters, inbox, postgres_log, workers
-from caravan.eventlog.codec import Envelope, Unreadable
+from caravan.eventlog import postgres_log, workers
+from caravan.eventlog.member import PAGE_EVENTS_MAX, Hung, Member, describe
 from caravan.eventlog.postgres_log import Cursor, Fenced
-from caravan.eventlog.retry import POISON_ATTEMPTS, backoff_seconds
 from caravan.eventlog.subscription import Subscription
-from caravan.eventlog.workers import HEARTBEAT_SECONDS, HUNG_SECONDS, Worker
-from caravan.events import BY_TYPE, Event
+from caravan.eventlog.workers import HEARTBEAT_SECONDS, Worker
+from caravan.events import BY_TYPE
 
-PAGE_EVENTS_MAX = 256
+__all__ = ["KNOWN_TYPES", "PAGE_EVENTS_MAX", "Consumer", "Hung", "describe"]
+
 SAVE_SECONDS = 30.0  # how old a stored position may grow while only others' events go by
-STOP_SECONDS = 2.0
-POLL_SECONDS = 1.0  # the safety net under the wake-up hints
-HOPELESS_BEATS = 30  # so many heartbeats (a minute) within one turn end the process: a new one may do better
 KNOWN_TYPES = list(BY_TYPE)
 
-log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
-
-class Hung(Exception):
-    """A handler has not come back: this worker must end."""
-
-
-@dataclass(slots=True)
-class Suspicion:
-    """Somewhere in a cursor's next `limit` events is a bug; `attempts`: how often the first failed alone."""
-
-    limit: int
-    attempts: int = 0
-
-
-class Consumer:
-    """One member of one group. `run` until told to stop; `run_once` is one turn, for tests and drains."""
+class Consumer(Member):
+    """A member of a group that reads the log in PostgreSQL."""
 
     def __init__(
         self,
@@ -60,75 +34,11 @@ class Consumer:
         wake: Wake | None = None,
         page_events_max: int = PAGE_EVENTS_MAX,
     ) -> None:
-        self.db = db
-        self.subscription = subscription
-        self.worker = worker
+        super().__init__(db, subscription, worker, wake=wake, page_events_max=page_events_max)
         self._types = subscription.types
         self._cursors: dict[UUID, Cursor] = {}
-        self._page_max = page_events_max
-        self._suspicions: dict[UUID, Suspicion] = {}  # by cursor: one that flows says nothing of another's bug
-        self._transient_attempts = 0
-        self._woken = asyncio.Event()
         self._join_at = 0.0
         self._save_at = 0.0
-        self._turned_at = 0.0
-        self._hopeless = False
-        self._wake = wake
-
-    async def run(self, stop: asyncio.Event) -> None:
-        """Work until `stop`; then end the batch and give the cursors back, where that is soon done (the database may be
-        away; a lease ends by itself). Raises Superseded when the name is taken over."""
-        working = asyncio.create_task(self._work(stop), name=self.subscription.label)
-        stopped = asyncio.create_task(stop.wait())
-        try:
-            await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.wait({working}, timeout=STOP_SECONDS)
-        finally:
-            stopped.cancel()
-            working.cancel()
-            await asyncio.wait({working})
-        if not working.cancelled():
-            working.result()
-
-    async def _work(self, stop: asyncio.Event) -> None:
-        label = self.subscription.label
-        await self._retrying(self.enter)
-        log.info(f"[{label}] Initialized", group=self.subscription.group, worker=self.worker.name)
-        log.info(f"[{label}] Started", group=self.subscription.group, worker=self.worker.name)
-        if self._wake:
-            self._wake.subscribe(self._stir)
-        self._turned_at = asyncio.get_running_loop().time()
-        beating = asyncio.create_task(self._beat_forever(asyncio.current_task()), name=f"{label} heartbeat")
-        stopped = asyncio.create_task(stop.wait(), name=f"{label} stop")
-        try:
-            while not stop.is_set():
-                if beating.done():
-                    beating.result()
-                self._woken.clear()
-                try:
-                    done = await self.run_once()
-                except Exception as error:
-                    if not is_transient(error):
-                        raise
-                    await self._pause_after(error)
-                    continue
-                if not done:
-                    await self._wait_for_work(stopped)
-        except asyncio.CancelledError:
-            if self._hopeless:
-                raise Hung(f"{self.worker.name} has not come round for {HOPELESS_BEATS} heartbeats") from None
-            raise
-        finally:
-            if self._wake:
-                self._wake.unsubscribe(self._stir)
-            beating.cancel()
-            stopped.cancel()
-            await asyncio.gather(beating, stopped, return_exceptions=True)
-        await self._retrying(self.leave)
-        log.info(f"[{label}] Stopped", group=self.subscription.group, events=self.worker.events_done)
-
-    def _stir(self, _keys: frozenset[str]) -> None:
-        self._woken.set()
 
     async def run_once(self) -> int:
         """One turn over the cursors this worker owns; the number of events it got past (0: nothing waits)."""
@@ -183,26 +93,6 @@ class Consumer:
         self._join_at = now + HEARTBEAT_SECONDS
         self._save_at = now + SAVE_SECONDS if now >= self._save_at else self._save_at
 
-    async def _beat_forever(self, run: asyncio.Task[object] | None) -> None:
-        """Every few seconds, as long as `run` comes round; one that surely never will is cancelled."""
-        beats, turned_at = 0, self._turned_at
-        while True:
-            # Beats are counted, not seconds: a process that was frozen for long is well again.
-            beats, turned_at = (beats + 1 if turned_at == self._turned_at else 0), self._turned_at
-            if run is not None and beats > HOPELESS_BEATS:
-                self._hopeless = True
-                run.cancel()
-                return
-            still_seconds = asyncio.get_running_loop().time() - turned_at
-            try:
-                async with self.db.transaction(self.worker.service) as tx:
-                    await workers.beat(tx, self.worker, renewed=still_seconds < HUNG_SECONDS)
-            except Exception as error:
-                if not is_transient(error):
-                    self._woken.set()
-                    raise
-            await asyncio.sleep(HEARTBEAT_SECONDS)
-
     # -------------------------------------------------------------- one page
 
     async def _turn(self, cursor: Cursor) -> int:
@@ -230,7 +120,7 @@ class Consumer:
         """Read, claim, handle and move on, in one transaction; the number of events got past."""
         async with self.db.transaction(self.worker.service) as tx:
             cursor = await postgres_log.lock_cursor(tx, cursor, self.worker.name, self.worker.incarnation)
-            limit = self._limit(cursor)
+            limit = self._limit(cursor.id)
             page = await postgres_log.read_page(tx, cursor, self._types, KNOWN_TYPES, limit)
             last = page[-1][0] if page else 0
             moved = cursor.finished() if len(page) < limit else replace(cursor, last_id=last)
@@ -239,25 +129,8 @@ class Consumer:
                 await postgres_log.move_cursor(tx, moved)
         self._cursors[cursor.id] = moved
         if page:
-            self.worker.events_done += len(page)
-            self.worker.recovered()
-            self._suspicions.pop(cursor.id, None)
-            if limit * 2 < self._page_max:
-                self._suspicions[cursor.id] = Suspicion(limit * 2)
+            self._flowed(cursor.id, limit, len(page))
         return len(page)
-
-    def _limit(self, cursor: Cursor) -> int:
-        suspicion = self._suspicions.get(cursor.id)
-        return suspicion.limit if suspicion else self._page_max
-
-    async def _handle(self, tx: Tx, envelopes: Sequence[Envelope]) -> None:
-        readable: list[tuple[Envelope, Event]] = []
-        for envelope in envelopes:
-            try:
-                readable.append((envelope, envelope.event()))
-            except Unreadable as error:
-                await dead_letters.park(tx, self.subscription.group, envelope, error.code, str(error), attempts=1)
-        await inbox.apply_events(tx, self.subscription, readable)
 
     # -------------------------------------------------------------- failures
 
@@ -265,78 +138,18 @@ class Consumer:
         """After a bug: read less the next time; an event that fails alone, again and again, is parked."""
         async with self.db.transaction(self.worker.service) as tx:
             cursor = await postgres_log.lock_cursor(tx, cursor, self.worker.name, self.worker.incarnation)
-            page = await postgres_log.read_page(tx, cursor, self._types, KNOWN_TYPES, self._limit(cursor))
-        if len(page) > 1:
-            self._suspicions[cursor.id] = Suspicion(len(page) // 2)
-            return len(page)  # not idle: turn again at once
+            page = await postgres_log.read_page(tx, cursor, self._types, KNOWN_TYPES, self._limit(cursor.id))
         if not page:
             raise error
-        position, envelope = page[0]
-        suspicion = self._suspicions.setdefault(cursor.id, Suspicion(1))
-        suspicion.attempts += 1
-        self.worker.failed(describe(error), datetime.now(UTC), envelope.id)
-        log.error(
-            f"[{self.subscription.label}] handler failed",
-            event_id=str(envelope.id),
-            type=envelope.type,
-            correlation_id=envelope.correlationid,
-            attempt=suspicion.attempts,
-            exc_info=error,
-        )
-        if suspicion.attempts < POISON_ATTEMPTS:
-            await asyncio.sleep(backoff_seconds(suspicion.attempts))
-            return 1
-        await self._park(cursor, position, envelope, error, suspicion.attempts)
-        return 1
-
-    async def _park(self, cursor: Cursor, position: int, envelope: Envelope, error: Exception, attempts: int) -> None:
+        attempts = await self._suspect(cursor.id, [envelope for _position, envelope in page], error)
+        if attempts is None:
+            return len(page)  # not idle: turn again at once
+        [(position, envelope)] = page
         async with self.db.transaction(self.worker.service) as tx:
             cursor = await postgres_log.lock_cursor(tx, cursor, self.worker.name, self.worker.incarnation)
-            await dead_letters.park(
-                tx,
-                self.subscription.group,
-                envelope,
-                "HANDLER_FAILED",
-                describe(error),
-                attempts=attempts,
-            )
+            await self._park(tx, envelope, error, attempts)
             moved = replace(cursor, last_id=position)
             await postgres_log.move_cursor(tx, moved)
         self._cursors[cursor.id] = moved
-        self._suspicions[cursor.id] = Suspicion(1)
-        self.worker.recovered()
-        log.error(f"[{self.subscription.label}] event parked in dead_letters", event_id=str(envelope.id))
-
-    async def _pause_after(self, error: Exception) -> None:
-        self._transient_attempts += 1
-        self.worker.failed(describe(error), datetime.now(UTC))
-        log.warning(
-            f"[{self.subscription.label}] trying again", attempt=self._transient_attempts, error=describe(error)
-        )
-        await asyncio.sleep(backoff_seconds(self._transient_attempts, cap=POLL_SECONDS))
-
-    async def _retrying(self, step: Callable[[], Awaitable[None]]) -> None:
-        attempt = 0
-        while True:
-            try:
-                await step()
-            except Exception as error:
-                if not is_transient(error):
-                    raise
-                attempt += 1
-                await asyncio.sleep(backoff_seconds(attempt, cap=2.0))
-            else:
-                return
-
-    async def _wait_for_work(self, stopped: asyncio.Task[object]) -> None:
-        woken = asyncio.create_task(self._woken.wait())
-        try:
-            await asyncio.wait({woken, stopped}, timeout=POLL_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            woken.cancel()
-
-
-def describe(error: BaseException) -> str:
-    """An error in one line for an operator: its type and message, without a trace or row values."""
-    message = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {message[0] if message else ''}"[:500]
+        self._parked(cursor.id, envelope)
+        return 1

@@ -1,0 +1,252 @@
+"""What every member of a group does, wherever its events come from: enter, take turns, beat, stop, and meet failures.
+
+Three kinds of failure. Transient: the whole transaction runs again, for as long as it takes; an outage uses up no
+attempts. Bug: the page is halved until one event stands alone; that one is parked in dead_letters and the rest flows.
+Expected trouble is no failure: handlers store it as a reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import structlog
+
+from caravan.db import Database, Tx
+from caravan.db.wake import Wake
+from caravan.errors import is_transient
+from caravan.eventlog import dead_letters, inbox, workers
+from caravan.eventlog.codec import Envelope, Unreadable
+from caravan.eventlog.retry import POISON_ATTEMPTS, backoff_seconds
+from caravan.eventlog.subscription import Subscription
+from caravan.eventlog.workers import HEARTBEAT_SECONDS, HUNG_SECONDS, Worker
+from caravan.events import Event
+
+PAGE_EVENTS_MAX = 256
+STOP_SECONDS = 2.0
+POLL_SECONDS = 1.0  # the safety net under the wake-up hints
+HOPELESS_BEATS = 30  # so many heartbeats (a minute) within one turn end the process: a new one may do better
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+
+class Hung(Exception):
+    """A handler has not come back: this worker must end."""
+
+
+@dataclass(slots=True)
+class Suspicion:
+    """Somewhere in a share's next `limit` events is a bug; `attempts`: how often the first failed alone."""
+
+    limit: int
+    attempts: int = 0
+
+
+class Member(ABC):
+    """One member of one group. `run` until told to stop; `run_once` is one turn, for tests and drains.
+
+    A share is a piece of the group's log that is in order: a cursor, or the partitions of one poll.
+    """
+
+    def __init__(
+        self,
+        db: Database,
+        subscription: Subscription,
+        worker: Worker,
+        *,
+        wake: Wake | None = None,
+        page_events_max: int = PAGE_EVENTS_MAX,
+    ) -> None:
+        self.db = db
+        self.subscription = subscription
+        self.worker = worker
+        self._page_max = page_events_max
+        self._suspicions: dict[Hashable, Suspicion] = {}  # by share: one that flows says nothing of another's bug
+        self._transient_attempts = 0
+        self._woken = asyncio.Event()
+        self._turned_at = 0.0
+        self._hopeless = False
+        self._wake = wake
+
+    @abstractmethod
+    async def enter(self) -> None:
+        """Make this worker known and take a share of the group's log."""
+
+    @abstractmethod
+    async def run_once(self) -> int:
+        """One turn; the number of events it got past (0: nothing waits). Transient errors are raised."""
+
+    @abstractmethod
+    async def leave(self) -> None:
+        """Give everything back, so that others need not wait."""
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until `stop`; then end the batch and give the cursors back, where that is soon done (the database may be
+        away; a lease ends by itself). Raises Superseded when the name is taken over."""
+        working = asyncio.create_task(self._work(stop), name=self.subscription.label)
+        stopped = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({working}, timeout=STOP_SECONDS)
+        finally:
+            stopped.cancel()
+            working.cancel()
+            await asyncio.wait({working})
+        if not working.cancelled():
+            working.result()
+
+    async def _work(self, stop: asyncio.Event) -> None:
+        label = self.subscription.label
+        await self._retrying(self.enter)
+        log.info(f"[{label}] Initialized", group=self.subscription.group, worker=self.worker.name)
+        log.info(f"[{label}] Started", group=self.subscription.group, worker=self.worker.name)
+        if self._wake:
+            self._wake.subscribe(self._stir)
+        self._turned_at = asyncio.get_running_loop().time()
+        beating = asyncio.create_task(self._beat_forever(asyncio.current_task()), name=f"{label} heartbeat")
+        stopped = asyncio.create_task(stop.wait(), name=f"{label} stop")
+        try:
+            while not stop.is_set():
+                if beating.done():
+                    beating.result()
+                self._woken.clear()
+                try:
+                    done = await self.run_once()
+                except Exception as error:
+                    if not is_transient(error):
+                        raise
+                    await self._pause_after(error)
+                    continue
+                if not done:
+                    await self._wait_for_work(stopped)
+        except asyncio.CancelledError:
+            if self._hopeless:
+                raise Hung(f"{self.worker.name} has not come round for {HOPELESS_BEATS} heartbeats") from None
+            raise
+        finally:
+            if self._wake:
+                self._wake.unsubscribe(self._stir)
+            beating.cancel()
+            stopped.cancel()
+            await asyncio.gather(beating, stopped, return_exceptions=True)
+        await self._retrying(self.leave)
+        log.info(f"[{label}] Stopped", group=self.subscription.group, events=self.worker.events_done)
+
+    def _stir(self, _keys: frozenset[str]) -> None:
+        self._woken.set()
+
+    async def _beat_forever(self, run: asyncio.Task[object] | None) -> None:
+        """Every few seconds, as long as `run` comes round; one that surely never will is cancelled."""
+        beats, turned_at = 0, self._turned_at
+        while True:
+            # Beats are counted, not seconds: a process that was frozen for long is well again.
+            beats, turned_at = (beats + 1 if turned_at == self._turned_at else 0), self._turned_at
+            if run is not None and beats > HOPELESS_BEATS:
+                self._hopeless = True
+                run.cancel()
+                return
+            still_seconds = asyncio.get_running_loop().time() - turned_at
+            try:
+                async with self.db.transaction(self.worker.service) as tx:
+                    await workers.beat(tx, self.worker, renewed=still_seconds < HUNG_SECONDS)
+            except Exception as error:
+                if not is_transient(error):
+                    self._woken.set()
+                    raise
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+
+    # -------------------------------------------------------------- pages and failures
+
+    def _limit(self, share: Hashable) -> int:
+        """How many events of a share to take at once: all, or few where a bug is suspected."""
+        suspicion = self._suspicions.get(share)
+        return suspicion.limit if suspicion else self._page_max
+
+    def _flowed(self, share: Hashable, limit: int, events: int) -> None:
+        """A page is committed: what was suspected of its events is over, step by step."""
+        self.worker.events_done += events
+        self.worker.recovered()
+        self._suspicions.pop(share, None)
+        if limit * 2 < self._page_max:
+            self._suspicions[share] = Suspicion(limit * 2)
+
+    async def _handle(self, tx: Tx, envelopes: Sequence[Envelope]) -> None:
+        readable: list[tuple[Envelope, Event]] = []
+        for envelope in envelopes:
+            try:
+                readable.append((envelope, envelope.event()))
+            except Unreadable as error:
+                await dead_letters.park(tx, self.subscription.group, envelope, error.code, str(error), attempts=1)
+        await inbox.apply_events(tx, self.subscription, readable)
+
+    async def _suspect(self, share: Hashable, page: Sequence[Envelope], error: Exception) -> int | None:
+        """After a bug somewhere in `page`: read less the next time. An event that fails alone is tried again, some
+        times; then its number of attempts comes back, and it is to be parked."""
+        if len(page) > 1:
+            self._suspicions[share] = Suspicion(len(page) // 2)
+            return None
+        [envelope] = page
+        suspicion = self._suspicions.setdefault(share, Suspicion(1))
+        suspicion.attempts += 1
+        self.worker.failed(describe(error), datetime.now(UTC), envelope.id)
+        log.error(
+            f"[{self.subscription.label}] handler failed",
+            event_id=str(envelope.id),
+            type=envelope.type,
+            correlation_id=envelope.correlationid,
+            attempt=suspicion.attempts,
+            exc_info=error,
+        )
+        if suspicion.attempts < POISON_ATTEMPTS:
+            await asyncio.sleep(backoff_seconds(suspicion.attempts))
+            return None
+        return suspicion.attempts
+
+    async def _park(self, tx: Tx, envelope: Envelope, error: Exception, attempts: int) -> None:
+        """Give an event up, in the transaction that moves past it."""
+        await dead_letters.park(
+            tx, self.subscription.group, envelope, "HANDLER_FAILED", describe(error), attempts=attempts
+        )
+
+    def _parked(self, share: Hashable, envelope: Envelope) -> None:
+        """The event's place is behind us: the next one is taken alone too."""
+        self._suspicions[share] = Suspicion(1)
+        self.worker.recovered()
+        log.error(f"[{self.subscription.label}] event parked in dead_letters", event_id=str(envelope.id))
+
+    async def _pause_after(self, error: Exception) -> None:
+        self._transient_attempts += 1
+        self.worker.failed(describe(error), datetime.now(UTC))
+        log.warning(
+            f"[{self.subscription.label}] trying again", attempt=self._transient_attempts, error=describe(error)
+        )
+        await asyncio.sleep(backoff_seconds(self._transient_attempts, cap=POLL_SECONDS))
+
+    async def _retrying(self, step: Callable[[], Awaitable[None]]) -> None:
+        attempt = 0
+        while True:
+            try:
+                await step()
+            except Exception as error:
+                if not is_transient(error):
+                    raise
+                attempt += 1
+                await asyncio.sleep(backoff_seconds(attempt, cap=2.0))
+            else:
+                return
+
+    async def _wait_for_work(self, stopped: asyncio.Task[object]) -> None:
+        woken = asyncio.create_task(self._woken.wait())
+        try:
+            await asyncio.wait({woken, stopped}, timeout=POLL_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            woken.cancel()
+
+
+def describe(error: BaseException) -> str:
+    """An error in one line for an operator: its type and message, without a trace or row values."""
+    message = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {message[0] if message else ''}"[:500]
