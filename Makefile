@@ -1,6 +1,6 @@
 # Every target installs what it needs; `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint screens verify lock
+.PHONY: help setup run test lint screens verify bench lock
 BIN := .venv/bin
 LOCK := $(BIN)/uv pip compile --quiet --no-header --generate-hashes --no-emit-index-url --python-version 3.11
 
@@ -31,6 +31,10 @@ screens: ## the browser tests; writes build/screens/*.png
 verify: ## the proof; PART=name SCALE=small|full SEED=n (all parts, small, 1); writes build/verify.json
 	@tools/env dev
 	@$(BIN)/python -m verify --part '$(or $(PART),all)' --scale '$(or $(SCALE),small)' --seed '$(or $(SEED),1)' $(ARGS)
+
+bench: ## the benchmarks; PART=name SCALE=small|full SEED=n (all parts, small, 1); writes build/bench.json
+	@tools/env dev
+	@$(BIN)/python -m bench --part '$(or $(PART),all)' --scale '$(or $(SCALE),small)' --seed '$(or $(SEED),1)' $(ARGS)
 
 lock: ## compile the requirement files anew, with hashes; ARGS="--upgrade" for newer versions
 	@tools/env dev
