@@ -41,6 +41,7 @@ COUNTING = {
     "shared_preload_libraries": "pg_stat_statements",
     "pg_stat_statements.max": "10000",
     "pg_stat_statements.track": "top",
+    "pg_stat_statements.track_utility": "off",
     "pg_stat_statements.track_planning": "on",
     "compute_query_id": "on",
 }

@@ -1,0 +1,105 @@
+"""What work asked of the server: commits, statements, WAL and pages, which do not move with the machine's mood."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+QUIET_SECONDS = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """`statements` None where pg_stat_statements is not loaded; transaction control is not among them."""
+
+    commits: int
+    statements: int | None
+    wal_bytes: int
+    buffers: int
+
+    def per(self, n: int) -> dict[str, float | None]:
+        """Of one of n fulfilments, by the contract's names."""
+        return {
+            "commits": round(self.commits / n, 4),
+            "statements": None if self.statements is None else round(self.statements / n, 4),
+            "wal_bytes": round(self.wal_bytes / n, 1),
+            "buffers": round(self.buffers / n, 1),
+        }
+
+
+# Sessions report what they did when they end: look when all have.
+OTHERS = "select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
+READ_COUNTERS = """
+select d.xact_commit, d.blks_hit + d.blks_read, (pg_current_wal_lsn() - '0/0'::pg_lsn)::bigint
+from pg_stat_database d where d.datname = current_database()
+"""
+HAS_STATEMENTS = "select exists (select from pg_extension where extname = 'pg_stat_statements')"
+COUNT_STATEMENTS = """
+select coalesce(sum(calls), 0)::bigint from pg_stat_statements s join pg_database d on d.oid = s.dbid
+where d.datname = current_database()
+"""
+
+
+def read_counters(url: str) -> Counted:
+    """As of now, once nobody else is connected; forgets the statements counted so far."""
+    counted = _read(url)
+    with psycopg.connect(url, autocommit=True) as connection:
+        if _scalar(connection, HAS_STATEMENTS):
+            connection.execute("select pg_stat_statements_reset()")
+    return counted
+
+
+def count_since(url: str, before: Counted) -> Counted:
+    """What came since `before`; our own looking is not in it but for a commit or two."""
+    now = _read(url)
+    return Counted(
+        now.commits - before.commits, now.statements, now.wal_bytes - before.wal_bytes, now.buffers - before.buffers
+    )
+
+
+def _read(url: str) -> Counted:
+    with psycopg.connect(url, autocommit=True) as connection:
+        deadline = time.monotonic() + QUIET_SECONDS
+        while _scalar(connection, OTHERS):
+            if time.monotonic() > deadline:
+                raise TimeoutError("somebody is still connected: the counts would not be whole")
+            time.sleep(0.02)
+        statements = _scalar(connection, COUNT_STATEMENTS) if _scalar(connection, HAS_STATEMENTS) else None
+        row = connection.execute(READ_COUNTERS).fetchone()
+    assert row is not None
+    commits, buffers, wal = row
+    return Counted(commits, statements, wal, buffers)
+
+
+TOP_STATEMENTS = """
+select s.total_exec_time + s.total_plan_time, s.total_plan_time, s.calls, s.rows,
+  s.shared_blks_hit + s.shared_blks_read, s.wal_bytes, left(regexp_replace(s.query, '\\s+', ' ', 'g'), 110)
+from pg_stat_statements s join pg_database d on d.oid = s.dbid
+where d.datname = current_database() order by 1 desc limit %s
+"""
+
+
+def top_statements(url: str, most: int) -> list[tuple[Any, ...]]:
+    """The dearest since they were last forgotten: (ms, of that planning, calls, rows, buffers, WAL bytes, text)."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        return connection.execute(TOP_STATEMENTS, [most]).fetchall()
+
+
+def backend_cpu_seconds(pid: int) -> float:
+    """The processors' time of a live process; 0 where the system doesn't say."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _scalar(connection: psycopg.Connection[Any], query: str) -> Any:
+    row = connection.execute(query.encode()).fetchone()
+    assert row is not None
+    return row[0]
