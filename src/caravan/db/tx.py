@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, LiteralString, TypeVar, overload
@@ -119,7 +119,8 @@ class Tx:
             yield
         except BaseException:
             del self.outgoing[said:]
-            await self.connection.execute("rollback to savepoint part")
+            with suppress(psycopg.Error):  # what failed first decides what happens next
+                await self.connection.execute("rollback to savepoint part")
             raise
         finally:
             if self.connection.pgconn.transaction_status == psycopg.pq.TransactionStatus.INTRANS:
