@@ -20,6 +20,9 @@ from psycopg.conninfo import make_conninfo
 from caravan.db import Database
 from caravan.db.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from caravan.db.migrate import migrate
+from tests import needs
+from tests.kafka.server import KafkaServer
+from tests.kafka.server import missing as kafka_missing
 
 TEMPLATE = "caravan_template"
 # A test's database needn't survive a power cut.
@@ -130,3 +133,16 @@ async def db(database_url: str) -> AsyncIterator[Database]:
     """A pool on this test's own database."""
     async with Database(database_url) as database:
         yield database
+
+
+@pytest.fixture(scope="session")
+def kafka_server() -> Iterator[KafkaServer]:
+    """A real Kafka that all tests of this process share: give topics and groups a prefix of your own."""
+    if lack := kafka_missing():
+        needs.missing(lack)
+    folder = Path(tempfile.mkdtemp(prefix=f"caravan-kafka-{os.getpid()}-"))
+    try:
+        with KafkaServer(folder) as server:
+            yield server
+    finally:
+        shutil.rmtree(folder)

@@ -1,0 +1,242 @@
+"""A real Apache Kafka for tests: one KRaft node in one JVM on loopback, from Maven's jars, without Docker.
+
+It can be stopped, killed and started again on the same data and port. Also by hand:
+`.venv/bin/python -m tests.kafka.server FOLDER` runs one until Ctrl-C and prints its address.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+
+HERE = Path(__file__).parent
+CACHE = HERE.parents[1] / "build" / "kafka"
+START_SECONDS_MAX = 45.0
+STOP_SECONDS_MAX = 20.0
+FETCH_SECONDS_MAX = 600.0
+# One small JVM that is soon there, on a machine that does other things.
+JVM = ("-Xms64m", "-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto")
+
+PROPERTIES = """
+process.roles=broker,controller
+node.id=1
+controller.quorum.bootstrap.servers=127.0.0.1:{controller}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+controller.listener.names=CONTROLLER
+inter.broker.listener.name=PLAINTEXT
+log.dirs={data}
+num.network.threads=2
+num.io.threads=2
+num.recovery.threads.per.data.dir=2
+background.threads=2
+log.cleaner.enable=false
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=1
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+share.coordinator.state.topic.replication.factor=1
+group.initial.rebalance.delay.ms=0
+auto.create.topics.enable=false
+log.segment.bytes=16777216
+log.retention.check.interval.ms=1000
+broker.session.timeout.ms=1000
+broker.heartbeat.interval.ms=200
+"""
+
+LOG4J = """
+status=error
+appender.out.type=Console
+appender.out.name=out
+appender.out.layout.type=PatternLayout
+appender.out.layout.pattern=%d %p %c{{1}} %m%n
+rootLogger.level=warn
+rootLogger.appenderRef.out.ref=out
+"""
+
+
+class KafkaNotStarted(Exception):
+    """The broker did not come up; the message has the end of its log."""
+
+
+@cache
+def missing() -> str | None:
+    """What this machine lacks for a real broker, in one line."""
+    lacking = [name for name in ("java", "mvn") if shutil.which(name) is None]
+    if lacking and not _is_fetched(_libs()):
+        return f"needs Apache Kafka: no {' and no '.join(lacking)} (Debian: apt-get install default-jdk-headless maven)"
+    if shutil.which("java") is None:
+        return "needs Apache Kafka: no java (Debian: apt-get install default-jdk-headless)"
+    try:
+        fetch()
+    except subprocess.SubprocessError as error:
+        return f"needs Apache Kafka, and Maven could not fetch its jars: {_last_line(error)}"
+    return None
+
+
+def fetch() -> Path:
+    """The folder with the broker's jars, fetched once; two at once wait for each other."""
+    libs = _libs()
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not _is_fetched(libs):
+            partial = libs.with_suffix(".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            subprocess.run(
+                ["mvn", "-B", "-q", "-f", str(HERE / "pom.xml"), "dependency:copy-dependencies",
+                 "-DincludeScope=runtime", f"-DoutputDirectory={partial}"],
+                check=True, capture_output=True, text=True, timeout=FETCH_SECONDS_MAX,
+            )  # fmt: skip
+            partial.rename(libs)
+    return libs
+
+
+def _libs() -> Path:
+    return CACHE / ("libs-" + sha256((HERE / "pom.xml").read_bytes()).hexdigest()[:12])
+
+
+def _is_fetched(libs: Path) -> bool:
+    return libs.is_dir()
+
+
+def _last_line(error: subprocess.SubprocessError) -> str:
+    said = str(getattr(error, "stdout", "") or getattr(error, "stderr", "") or error)
+    wrong = [line for line in said.splitlines() if "ERROR" in line] or [str(error)]
+    return wrong[0][:200]
+
+
+class KafkaServer:
+    """One broker on `folder` (its data, its log). `address` stays the same over restarts."""
+
+    def __init__(self, folder: Path, **properties: str) -> None:
+        self.folder = folder
+        self.port, self._controller = _free_ports(2)
+        self.address = f"127.0.0.1:{self.port}"
+        self.log = folder / "kafka.log"
+        self._config = folder / "server.properties"
+        self._process: subprocess.Popen[bytes] | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+        given = PROPERTIES.format(port=self.port, controller=self._controller, data=folder / "data")
+        more = "".join(f"{name.replace('_', '.')}={value}\n" for name, value in properties.items())
+        self._config.write_text(given + more)
+        (folder / "log4j2.properties").write_text(LOG4J)
+
+    def start(self, *, wait: bool = True) -> KafkaServer:
+        """Start it on what is in its folder, and wait until it answers. Raises KafkaNotStarted."""
+        classpath = f"{fetch()}/*"
+        log4j = f"-Dlog4j2.configurationFile={self.folder / 'log4j2.properties'}"
+        if not (self.folder / "data" / "meta.properties").exists():
+            arguments = ["format", "--standalone", "--cluster-id", "4L6g3nShT-eMCtK--X86sw", "--config", self._config]
+            self._run("java", *JVM, log4j, "-cp", classpath, "kafka.tools.StorageTool", *map(str, arguments))
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                ["java", *JVM, log4j, "-cp", classpath, "kafka.Kafka", str(self._config)],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is for the tests; they stop it
+            )
+        if wait:
+            self.wait_ready()
+        return self
+
+    def wait_ready(self) -> None:
+        deadline = time.monotonic() + START_SECONDS_MAX
+        while not self._answers():
+            if self._process is None or self._process.poll() is not None or time.monotonic() > deadline:
+                self.kill()
+                raise KafkaNotStarted(f"Kafka did not start:\n{self.log.read_text()[-2000:]}")
+            time.sleep(0.05)
+
+    def _answers(self) -> bool:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", self.port)):
+                return False
+        try:
+            admin = AdminClient({"bootstrap.servers": self.address, "log_level": 0, "socket.timeout.ms": 2000})
+            return bool(admin.list_topics(timeout=2).brokers)
+        except KafkaException:
+            return False
+
+    def stop(self) -> None:
+        """Cleanly: it hands over, flushes and ends."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """As a power cut does."""
+        self._end(signal.SIGKILL)
+
+    def freeze(self) -> None:
+        """It keeps its connections and answers nothing; `thaw` ends that."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    def _end(self, number: signal.Signals) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.send_signal(number)
+        process.send_signal(signal.SIGCONT)
+        try:
+            process.wait(STOP_SECONDS_MAX)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def _run(self, *command: str) -> None:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        if done.returncode:
+            raise KafkaNotStarted(f"{command[-5:]}: {done.stderr[-1000:] or done.stdout[-1000:]}")
+
+    def __enter__(self) -> KafkaServer:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def _free_ports(number: int) -> list[int]:
+    probes = [socket.socket() for _ in range(number)]
+    try:
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+    finally:
+        for probe in probes:
+            probe.close()
+
+
+def main() -> int:
+    if lack := missing():
+        print(lack, file=sys.stderr)  # noqa: T201
+        return 1
+    with KafkaServer(Path(sys.argv[1]).absolute()) as server:
+        print(server.address, flush=True)  # noqa: T201
+        signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        try:
+            signal.pause()
+        except KeyboardInterrupt:
+            pass
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
