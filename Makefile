@@ -33,10 +33,11 @@ verify: ## the proof; PART=name SCALE=small|full SEED=n (all parts, small, 1); w
 	@$(BIN)/python -m verify --part '$(or $(PART),all)' --scale '$(or $(SCALE),small)' --seed '$(or $(SEED),1)' $(ARGS)
 
 bench: ## the benchmarks; PART=name SCALE=small|full SEED=n (all parts, small, 1); writes build/bench.json
-	@tools/env dev
+	@tools/env bench
 	@$(BIN)/python -m bench --part '$(or $(PART),all)' --scale '$(or $(SCALE),small)' --seed '$(or $(SEED),1)' $(ARGS)
 
 lock: ## compile the requirement files anew, with hashes; ARGS="--upgrade" for newer versions
 	@tools/env dev
 	@cd requirements && ../$(LOCK) $(ARGS) run.in -o run.txt
 	@cd requirements && ../$(LOCK) $(ARGS) -c run.txt dev.in -o dev.txt
+	@cd requirements && ../$(LOCK) $(ARGS) -c dev.txt bench.in -o bench.txt

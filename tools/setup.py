@@ -1,4 +1,4 @@
-"""Makes .venv and keeps it equal to requirements/: `setup.py run|dev|screens`.
+"""Makes .venv and keeps it equal to requirements/: `setup.py run|dev|screens|bench`.
 
 Runs on a bare Python (standard library only). Where nothing has changed it compares one hash and is done;
 otherwise it shows its steps and keeps pip's noise in build/setup.log. Two at once wait for each other.
@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 LOG = ROOT / "build" / "setup.log"
-REQUIREMENTS = {"run": "run.txt", "dev": "dev.txt", "screens": "dev.txt"}
+REQUIREMENTS = {"run": "run.txt", "dev": "dev.txt", "screens": "dev.txt", "bench": "dev.txt"}
+PIP_INSTALL = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--no-deps"]
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -124,10 +125,9 @@ def install(name: str) -> None:
         steps.run("Debian's python3-venv", *apt_get_install("python3-venv"))
     if make_venv:
         steps.run("Python environment", [python, "-m", "venv", "--clear", str(VENV)])
-    pip = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--no-deps"]
     count = (ROOT / "requirements" / name).read_text().count("==")
-    steps.run(f"{count} packages", [*pip, "--require-hashes", "-r", f"requirements/{name}"])
-    steps.run("Caravan", [*pip, "--no-build-isolation", "-e", "."])
+    steps.run(f"{count} packages", [*PIP_INSTALL, "--require-hashes", "-r", f"requirements/{name}"])
+    steps.run("Caravan", [*PIP_INSTALL, "--no-build-isolation", "-e", "."])
     stamp(name).write_text(fingerprint(name))
     if name == "dev.txt":  # it holds all of run.txt
         stamp("run.txt").write_text(fingerprint("run.txt"))
@@ -143,10 +143,27 @@ def install_chromium() -> None:
         print(f"Could not install chromium; see {LOG.relative_to(ROOT)}.", file=sys.stderr)
 
 
+def install_peers() -> None:
+    """What `make bench` compares with, on top of dev.txt. One that can't be installed is absent from its table."""
+    steps: list[tuple[str, list[list[str]]]] = []
+    if not is_current("bench.txt"):
+        steps.append(("Peers", [[*PIP_INSTALL, "--require-hashes", "-r", "requirements/bench.txt"]]))
+    if not shutil.which("redis-server") and can_apt_get():
+        steps.append(("Debian's redis-server", apt_get_install("redis-server")))
+    progress = Steps(len(steps))
+    for title, commands in steps:
+        try:
+            progress.run(title, *commands)
+            if title == "Peers":
+                stamp("bench.txt").write_text(fingerprint("bench.txt"))
+        except SetupFailed:
+            print(f"Going on without; see {LOG.relative_to(ROOT)}.", file=sys.stderr)
+
+
 def main() -> int:
     target = sys.argv[1]
     name = REQUIREMENTS[target]
-    if is_current(name) and target != "screens":
+    if is_current(name) and target not in ("screens", "bench"):
         return 0
     LOG.parent.mkdir(exist_ok=True)
     with (LOG.parent / "setup.lock").open("w") as lock:
@@ -157,6 +174,8 @@ def main() -> int:
                 install(name)
             if target == "screens":
                 install_chromium()
+            if target == "bench":
+                install_peers()
         except SetupFailed:
             tail = LOG.read_text().splitlines()[-15:]
             print("\n".join(tail), f"\nSetting up failed; all of it is in {LOG.relative_to(ROOT)}.", file=sys.stderr)

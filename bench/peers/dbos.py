@@ -1,0 +1,137 @@
+"""DBOS: a durable workflow per payment, its three steps as transactions that commit together with their checkpoints."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from dbos import DBOS, AsyncSQLAlchemyDatasource, DBOSClient, DBOSConfig, SetWorkflowID
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from bench.peers import work as job
+from bench.peers.work import CONNECTION_SETTINGS, Fetch, Sale, fetch_with
+
+PACKAGE = "dbos"
+OWN_POOL = False
+GUARANTEE = "each step once: its checkpoint commits with its effects, and a workflow goes on where it stopped"
+# Its benchmarks: no admin server, a pool per process, a short polling interval where the rate counts; a queue without
+# shared limits, one with partitions of concurrency 1, or no queue at all (`direct`: each process starts its share).
+WAYS = (
+    {"how": "direct", "flow": 16, "pool": 16},
+    {"how": "queue", "flow": 32, "pool": 16},
+    {"how": "partitions", "flow": 32, "pool": 16},
+)
+APPLICATION, QUEUE, WORKFLOW = "caravan-bench", "fulfilments", "fulfil"
+POLLING_SECONDS = 0.02
+PARTITIONS = 64
+
+
+def _launch(url: str, pool: int) -> None:
+    config: DBOSConfig = {
+        "name": APPLICATION,
+        "system_database_url": url,
+        "run_admin_server": False,
+        "sys_db_pool_size": pool,
+        "log_level": "ERROR",
+        "executor_id": str(os.getpid()),
+        "application_version": "1",
+    }
+    DBOS(config=config)
+    DBOS.launch()
+
+
+async def prepare(url: str, payments: Sequence[UUID], way: dict[str, Any], redis: str) -> None:
+    await AsyncSQLAlchemyDatasource.migrate(url)
+    await asyncio.to_thread(_prepare, url, payments, way)
+
+
+def _prepare(url: str, payments: Sequence[UUID], way: dict[str, Any]) -> None:
+    """A queue that lets nobody run anything yet; opening it is the start."""
+    _launch(url, 3)
+    limits = {"partition_concurrency": 1} if way["how"] == "partitions" else {}
+    DBOS.register_queue(
+        QUEUE, worker_concurrency=0, polling_interval_sec=POLLING_SECONDS, on_conflict="always_update", **limits
+    )
+    if way["how"] != "direct":
+        client = DBOSClient(system_database_url=url, application_name=APPLICATION)
+        for number, payment in enumerate(payments):
+            options = {"queue_name": QUEUE, "workflow_name": WORKFLOW, "workflow_id": str(payment), "app_version": "1"}
+            if limits:
+                options["queue_partition_key"] = str(number % PARTITIONS)
+            client.enqueue(options, str(payment))
+        client.destroy()
+    DBOS.destroy()
+
+
+def work(url: str, way: dict[str, Any], redis: str, go: Callable[[], None]) -> None:
+    import uvloop
+
+    uvloop.run(_work(url, way, go))
+
+
+async def _work(url: str, way: dict[str, Any], go: Callable[[], None]) -> None:
+    options = " ".join(f"-c {name}={value}" for name, value in CONNECTION_SETTINGS.items())
+    engine = create_async_engine(
+        url.replace("postgresql:", "postgresql+psycopg:"),
+        pool_size=way["flow"],
+        max_overflow=0,
+        isolation_level="READ COMMITTED",
+        connect_args={"options": options, "prepare_threshold": 0},
+    )
+    data = await AsyncSQLAlchemyDatasource.create(url, engine=engine)
+
+    async def fetch() -> Fetch:
+        connection = await data.sql_session().connection()
+        return fetch_with((await connection.get_raw_connection()).driver_connection)
+
+    @data.transaction(name="purchase", isolation_level="READ COMMITTED")
+    async def purchase(payment_id: str) -> Sale | None:
+        run = await fetch()
+        sale = await job.read_sale(run, UUID(payment_id))
+        if sale:
+            await job.create_purchase(run, sale)
+        return sale
+
+    @data.transaction(name="allocation", isolation_level="READ COMMITTED")
+    async def allocation(sale: Sale) -> Sale:
+        await job.allocate(await fetch(), sale)
+        return sale
+
+    @data.transaction(name="sessions", isolation_level="READ COMMITTED")
+    async def sessions(sale: Sale) -> None:
+        await job.schedule(await fetch(), sale)
+
+    @DBOS.workflow(name=WORKFLOW)
+    async def fulfil(payment_id: str) -> None:
+        sale = await purchase(payment_id)
+        if sale:
+            await sessions(await allocation(sale))
+
+    await asyncio.to_thread(_launch, url, way["pool"])
+    share = await _read_share(url, way) if way["how"] == "direct" else []
+    await asyncio.to_thread(go)
+    if way["how"] == "direct":
+        flow = asyncio.Semaphore(way["flow"])
+        await asyncio.gather(*[_run(fulfil, payment, flow) for payment in share])
+    else:
+        queue = await DBOS.retrieve_queue_async(QUEUE)
+        await queue.set_worker_concurrency_async(way["flow"])
+    await asyncio.Event().wait()
+
+
+async def _read_share(url: str, way: dict[str, Any]) -> list[str]:
+    """The payments that this process starts itself."""
+    async with await psycopg.AsyncConnection.connect(url) as connection:
+        rows = await (await connection.execute("select payment_id::text from undelivered order by 1")).fetchall()
+    return [row[0] for row in rows][way["index"] :: way["processes"]]
+
+
+async def _run(workflow: Callable[[str], Awaitable[None]], payment: str, flow: asyncio.Semaphore) -> None:
+    async with flow:
+        with SetWorkflowID(payment):
+            handle = await DBOS.start_workflow_async(workflow, payment)
+        await handle.get_result()
