@@ -1,5 +1,6 @@
 """Slots, zones and patterns: examples, and the rules that hold for every zone, date and text."""
 
+from collections.abc import Callable
 from datetime import UTC, date, datetime, time, timedelta
 from itertools import pairwise
 from zoneinfo import ZoneInfo, available_timezones
@@ -19,6 +20,7 @@ from caravan.calendar import (
     StartTooFar,
     StartTooSoon,
     check_requested_start,
+    check_series,
     check_slot_length,
     format_slot,
     local_date,
@@ -333,6 +335,25 @@ def test_a_start_moved_past_midnight_is_still_found_when_rolling():
 def test_refuses_what_has_no_dates(pattern: Pattern, first: date, count: int, holidays: set[date]):
     with pytest.raises(InvalidSchedule):
         session_starts(pattern, first, count, not_before=LONG_AGO, holidays=holidays)
+    with pytest.raises(InvalidSchedule):
+        check_series(pattern, first, count, not_before=LONG_AGO, holidays=holidays)
+
+
+@pytest.mark.parametrize("count", [30, 400])
+@pytest.mark.parametrize("weekdays", [(7,), (1, 3, 5), EVERY_DAY])
+@pytest.mark.parametrize("holidays_per_year", [0, 12, 300, 364])
+def test_what_can_be_made_is_judged_as_if_it_were_made(count: int, weekdays: tuple[int, ...], holidays_per_year: int):
+    pattern, first = daily("06:00", "Asia/Kolkata", weekdays), date(2026, 1, 9)
+    holidays = {date(year, 1, 1) + n * DAY for year in range(2026, 2037) for n in range(holidays_per_year)}
+
+    def possible(judge: Callable[..., object]) -> bool:
+        try:
+            judge(pattern, first, count, not_before=LONG_AGO, holidays=holidays)
+        except InvalidSchedule:
+            return False
+        return True
+
+    assert possible(check_series) == possible(session_starts)
 
 
 def test_the_longest_weekly_package_fits_and_the_earliest_date_costs_nothing():

@@ -389,7 +389,7 @@ def days_of_24_hours(t: Tamper) -> None:
 def one_session_less(t: Tamper) -> None:
     t.reword(
         "sessions.store:INSERT_SESSIONS",
-        ("  order by s.purchase_id, s.place\n  returning", "  where s.place < s.total\n  returning"),
+        ("where s.total <= r.owed", "where s.total <= r.owed and s.place < s.total"),
     )
 
 

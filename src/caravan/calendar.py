@@ -31,6 +31,8 @@ MAX_SESSION_MINUTES: Final = 12 * 60  # daily starts are never closer than that,
 MAX_SPAN_DAYS: Final = 10 * 366  # 400 weekly sessions take under eight years; the rest is room for holidays
 
 _DAY: Final = timedelta(days=1)
+_LEFT_OUT_DAYS: Final = 10  # more dates than any zone leaves out in ten years
+_FAR_YEAR: Final = 9900  # the calendar ends with 9999
 _DAY_MINUTES: Final = 24 * 60
 _HALF_DAY_MINUTES: Final = 12 * 60
 
@@ -250,6 +252,23 @@ def session_starts(
     )
 
 
+def check_series(
+    pattern: Pattern, first_date: date, count: int, *, not_before: datetime, holidays: Collection[date] = ()
+) -> None:
+    """Raise InvalidSchedule where `session_starts` would; a series that surely can be made is not made for it."""
+    weekdays = set(pattern.weekdays)
+    dates_at_least = MAX_SPAN_DAYS // 7 * len(weekdays) - len(holidays) - _LEFT_OUT_DAYS
+    if (
+        1 <= count <= min(MAX_SESSIONS, dates_at_least)
+        and 1 <= pattern.session_minutes <= MAX_SESSION_MINUTES
+        and weekdays <= set(EVERY_DAY)
+        and first_date.year < _FAR_YEAR
+    ):
+        zone(pattern.zone_name)
+    else:
+        session_starts(pattern, first_date, count, not_before=not_before, holidays=holidays)
+
+
 def check_requested_start(
     requested: date,
     pattern: Pattern,
@@ -307,11 +326,14 @@ def _series(
 
 def _start_on(day: date, start: time, zone_name: str) -> datetime | None:
     """The instant, in UTC, at which the slot begins on `day`; None if the zone left that date out."""
-    rules = zone(zone_name)
-    wall = datetime.combine(day, start)
+    wall = datetime.combine(day, start, zone(zone_name))
     # fold=0 is zoneinfo's "offset before the jump": in a gap that moves forward, in an overlap it takes the first.
-    instant = wall.replace(tzinfo=rules).astimezone(UTC)
-    if instant.astimezone(rules).replace(tzinfo=None) - wall >= _DAY:
+    offset = wall.utcoffset()
+    assert offset is not None
+    instant = datetime.combine(day, start, UTC) - offset
+    if wall.replace(fold=1).utcoffset() == offset:
+        return instant  # no jump: the wall time exists, and once
+    if instant.astimezone(wall.tzinfo).replace(tzinfo=None) - wall.replace(tzinfo=None) >= _DAY:
         return None  # held a whole day later it would fall on the next date's session
     return instant
 

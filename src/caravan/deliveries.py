@@ -85,7 +85,8 @@ on conflict (payment_id) do nothing
 
 async def open_deliveries(tx: Tx, payment_ids: Sequence[UUID]) -> None:
     """Enter captured payments; also again, when sessions come to be owed."""
-    await tx.execute(OPEN_DELIVERIES, {"payment_ids": list(payment_ids), "now": tx.now})
+    if payment_ids:
+        await tx.execute(OPEN_DELIVERIES, {"payment_ids": list(payment_ids), "now": tx.now})
 
 
 # A course that the checkout does not know is known from the purchase on; what waits for its trainers is found by it.
@@ -108,7 +109,8 @@ delete from undelivered where payment_id = any(%(payment_ids)b::uuid[])
 
 
 async def close_deliveries(tx: Tx, payment_ids: Sequence[UUID]) -> None:
-    await tx.execute(CLOSE_DELIVERIES, {"payment_ids": list(payment_ids)})
+    if payment_ids:
+        await tx.execute(CLOSE_DELIVERIES, {"payment_ids": list(payment_ids)})
 
 
 # Lock the rows of some payments, in the order of their ids.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -9,9 +10,11 @@ from datetime import datetime
 from typing import Any, LiteralString, TypeVar, overload
 from uuid import UUID
 
+import msgspec
 import psycopg
 from psycopg import sql
 from psycopg.rows import AsyncRowFactory, args_row, class_row, dict_row, scalar_row
+from psycopg.types.json import set_json_loads
 
 from caravan.errors import DomainError
 
@@ -19,6 +22,16 @@ T = TypeVar("T")
 Query = LiteralString | sql.Composed
 Params = Mapping[str, Any]
 Row = dict[str, Any]
+
+
+def _load_json(document: str | bytes) -> Any:
+    try:
+        return msgspec.json.decode(document)  # several times faster; refuses numbers that are no 64-bit floats
+    except msgspec.DecodeError:
+        return json.loads(document)
+
+
+set_json_loads(_load_json)
 
 
 class RowMissing(DomainError):

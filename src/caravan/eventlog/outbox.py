@@ -7,12 +7,15 @@ its lock gives the events of one student their order, in the log and on the feed
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Iterable
+from typing import NamedTuple
+from uuid import UUID
 
 from caravan.db import Tx
 from caravan.eventlog.codec import encode_data
 from caravan.events import Event
-from caravan.ids import child_traceparent, new_id
+from caravan.ids import child_traceparent, new_ids
 
 # How many consumers one group can have at most: a student's events are all in one partition.
 PARTITIONS = 16
@@ -21,10 +24,10 @@ PARTITIONS = 16
 # that the student may see to the feed. The counters are locked in the order of the student's id.
 APPEND_EVENTS = """
 with said as (
-  select * from unnest(%(ordinals)b::int[], %(ids)b::uuid[], %(types)b::text[], %(topics)b::text[],
-    %(subjects)b::text[], %(keys)b::text[], %(partitions)b::smallint[], %(correlations)b::text[],
-    %(causes)b::uuid[], %(traces)b::text[], %(versions)b::smallint[], %(data)b::text[], %(students)b::uuid[],
-    %(feed_numbers)b::int[])
+  select * from unnest(%(ordinal)b::int[], %(event_id)b::uuid[], %(type)b::text[], %(topic)b::text[],
+    %(subject)b::text[], %(partition_key)b::text[], %(partition)b::smallint[], %(correlation_id)b::text[],
+    %(causation_id)b::uuid[], %(traceparent)b::text[], %(data_version)b::smallint[], %(data)b::text[],
+    %(student_id)b::uuid[], %(feed_number)b::int[])
   as e(ordinal, event_id, type, topic, subject, partition_key, partition, correlation_id, causation_id, traceparent,
        data_version, data, student_id, feed_number)
 ), heads as (
@@ -53,49 +56,62 @@ def append(tx: Tx, events: Iterable[Event]) -> None:
 
     They are written together just before the commit, so the students' counters are the last locks a transaction takes.
     """
-    for event in events:
-        tx.outgoing.append(event)
-        tx.hint(_key(event))
+    tx.outgoing.extend(events)
     tx.flush = _write
+
+
+class _Said(NamedTuple):
+    """An event as APPEND_EVENTS takes it: field by field, a list of each."""
+
+    ordinal: int
+    event_id: UUID
+    type: str
+    topic: str
+    subject: str
+    partition_key: str
+    partition: int
+    correlation_id: str | None
+    causation_id: UUID | None
+    traceparent: str | None
+    data_version: int
+    data: str
+    student_id: UUID | None
+    feed_number: int | None
 
 
 async def _write(tx: Tx) -> None:
     events: list[Event] = tx.outgoing
     if not events:
         return
-    feed_numbers: list[int | None] = []
-    said_of: dict[str, int] = {}
-    for event in events:
-        if event.visible:
-            said_of[_key(event)] = said_of.get(_key(event), 0) + 1
-        feed_numbers.append(said_of[_key(event)] if event.visible else None)
-    causes = [tx.causes.get(event.correlation_id or "") for event in events]
-    traces = [cause.traceparent if cause else tx.trace for cause in causes]
-    await tx.execute(
-        APPEND_EVENTS,
-        {
-            "ordinals": list(range(len(events))),
-            "ids": [new_id() for _ in events],
-            "types": [event.type for event in events],
-            "topics": [event.topic for event in events],
-            "subjects": [event.subject for event in events],
-            "keys": [_key(event) for event in events],
-            "partitions": [partition_of(_key(event)) for event in events],
-            "correlations": [event.correlation_id for event in events],
-            "causes": [cause.event_id if cause else None for cause in causes],
-            "traces": [child_traceparent(trace) if trace else None for trace in traces],
-            "versions": [event.version for event in events],
-            "data": [encode_data(event) for event in events],
-            "students": [event.student for event in events],
-            "feed_numbers": feed_numbers,
-            "source": tx.source,
-            "now": tx.now,
-        },
-    )
-
-
-def _key(event: Event) -> str:
-    return str(event.student or event.subject)
+    feed_numbers: Counter[str] = Counter()
+    rows: list[_Said] = []
+    for ordinal, (event_id, event) in enumerate(zip(new_ids(len(events)), events, strict=True)):
+        student, subject, correlation = event.student, event.subject, event.correlation_id
+        key = str(student or subject)
+        cause = tx.causes.get(correlation) if correlation else None
+        trace = cause.traceparent if cause else tx.trace
+        feed_numbers[key] += event.visible
+        rows.append(
+            _Said(
+                ordinal,
+                event_id,
+                event.type,
+                event.topic,
+                subject,
+                key,
+                partition_of(key),
+                correlation,
+                cause.event_id if cause else None,
+                child_traceparent(trace) if trace else None,
+                event.version,
+                encode_data(event),
+                student,
+                feed_numbers[key] if event.visible else None,
+            )
+        )
+        tx.hint(key)
+    columns = dict(zip(_Said._fields, map(list, zip(*rows, strict=True)), strict=True))
+    await tx.execute(APPEND_EVENTS, {**columns, "source": tx.source, "now": tx.now})
 
 
 def partition_of(key: str) -> int:

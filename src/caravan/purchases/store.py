@@ -10,7 +10,7 @@ from uuid import UUID
 import msgspec
 
 from caravan.db import Tx
-from caravan.ids import new_id
+from caravan.ids import new_ids
 from caravan.purchases.terms import Paid, Terms
 
 # Hold payments still: a refund of one waits for us, or we see it. In the order of ids, as everywhere.
@@ -83,7 +83,7 @@ async def insert_purchases(tx: Tx, sold: Sequence[tuple[Paid, Terms]]) -> dict[U
     rows = await tx.tuples(
         INSERT_PURCHASES,
         {
-            "ids": [new_id() for _ in sold],
+            "ids": new_ids(len(sold)),
             "checkout_ids": [paid.checkout_id for paid, _ in sold],
             "payment_ids": [paid.payment_id for paid, _ in sold],
             "student_ids": [paid.student_id for paid, _ in sold],

@@ -8,6 +8,8 @@ from datetime import date, datetime, time
 from typing import Any
 from uuid import UUID
 
+import msgspec
+
 from caravan import calendar
 from caravan.calendar import InvalidSchedule, InvalidSlot, Pattern
 from caravan.deliveries import Reason
@@ -16,8 +18,7 @@ SESSIONS_MAX = 400
 MODES = ("online", "home", "center")
 
 
-@dataclass(frozen=True, slots=True)
-class Paid:
+class Paid(msgspec.Struct, frozen=True):
     """A payment, its checkout, and what they refer to, as the tables have it now. Terms are None where not known.
 
     `course_sold`: the checkout knows the course, not only the metadata.
@@ -96,7 +97,7 @@ def _read_schedule(paid: Paid, course_id: UUID, tier: int, now: datetime, holida
     if slot_start is None or start_date is None or mode is None:
         raise InvalidSchedule(f"Not known: {', '.join(missing)}.")
     pattern = Pattern(slot_start, paid.session_minutes or 0, tuple(paid.weekdays or ()), paid.timezone or "")
-    calendar.session_starts(pattern, start_date, tier, not_before=now, holidays=holidays)  # raises where it can't be
+    calendar.check_series(pattern, start_date, tier, not_before=now, holidays=holidays)
     metadata = {
         "sessionCount": tier,
         "tierFrom": "checkout" if paid.sessions is not None else "payment.metadata",

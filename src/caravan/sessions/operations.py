@@ -67,7 +67,7 @@ async def sync_sessions(tx: Tx, purchase_ids: Sequence[UUID]) -> Synced:
     done.held = {account.purchase_id for account in accounts if account.held}
     accounts = [account for account in accounts if not account.held]
     by_id = {account.purchase_id: account for account in accounts}
-    done.cancelled = await store.cancel_sessions(tx, list(by_id))
+    done.cancelled = await store.cancel_sessions(tx, [account.purchase_id for account in accounts if account.scheduled])
     done.owed = {
         a.purchase_id: a.owed + len(done.cancelled.get(a.purchase_id, ())) if a.active else 0 for a in accounts
     }

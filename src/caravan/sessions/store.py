@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
+import msgspec
+
 from caravan.db import Tx
 
 
-@dataclass(frozen=True, slots=True)
-class Account:
+class Account(msgspec.Struct, frozen=True):
     """How a purchase's sessions add up: `owed` is what is neither done, scheduled nor refunded.
 
     `excess`: how many more are done and refunded than were bought; never more than 0 unless somebody is wrong.
@@ -23,6 +24,7 @@ class Account:
     course_id: UUID
     active: bool
     held: bool
+    scheduled: int
     owed: int
     excess: int
 
@@ -31,7 +33,7 @@ class Account:
 LIST_ACCOUNTS = """
 select pu.id as purchase_id, pu.payment_id, pu.student_id, pu.course_id,
   pu.is_active and p.status <> 'refunded' as active,
-  coalesce(u.held, false) as held,
+  coalesce(u.held, false) as held, t.scheduled::int,
   (pu.purchase_tier - t.done - t.scheduled - gone.refunded)::int as owed,
   (t.done + gone.refunded - pu.purchase_tier)::int as excess
 from student_course_purchases pu
@@ -68,11 +70,12 @@ select purchase_id, array_agg(seq order by seq) as seqs from cancelled group by 
 
 async def cancel_sessions(tx: Tx, purchase_ids: Sequence[UUID]) -> dict[UUID, list[int]]:
     """The numbers of the sessions that end here, by purchase."""
+    if not purchase_ids:
+        return {}
     return dict(await tx.tuples(CANCEL_SESSIONS, {"purchase_ids": list(purchase_ids)}))
 
 
-@dataclass(frozen=True, slots=True)
-class Scheduled:
+class Scheduled(msgspec.Struct, frozen=True):
     """New sessions of a purchase."""
 
     purchase_id: UUID
@@ -84,30 +87,33 @@ class Scheduled:
 
 # Number the booked slots that have no session yet, after those that are numbered already. All of a purchase's or none:
 # where more is booked than owed, allocations are about to trim. What began before it had a number was missed by
-# everybody, and stays owed.
+# everybody, and stays owed. A session's id is its purchase's with the number in the last four digits: random ids would
+# cost as much as the rows.
 INSERT_SESSIONS = """
-with slots as (
-  select b.purchase_id, b.id as booking_id, b.student_id, b.trainer_id, slot as starts_at, b.minutes,
-    row_number() over (partition by b.purchase_id order by slot) as place,
-    count(*) over (partition by b.purchase_id) as total
-  from bookings b cross join lateral unnest(b.starts) slot
-  where b.purchase_id = any(%(purchase_ids)b::uuid[]) and b.live and slot > %(now)s
-    and not exists (select from tutoring_sessions t
-                    where t.purchase_id = b.purchase_id and t.booking_id = b.id and t.starts_at = slot)
-), rooms as (
-  select room.purchase_id, room.owed, pu.course_id,
+with rooms as materialized (
+  select room.purchase_id, room.owed, pu.course_id, a.id as allocation_id, left(pu.id::text, 32) as stem,
     (select coalesce(max(t.seq), 0) from tutoring_sessions t where t.purchase_id = room.purchase_id) as last_seq
-  from unnest(%(open_ids)b::uuid[], %(owed)b::int[]) as room(purchase_id, owed)
+  from unnest(%(purchase_ids)b::uuid[], %(owed)b::int[]) as room(purchase_id, owed)
   join student_course_purchases pu on pu.id = room.purchase_id
+  join trainer_allocations a on a.purchase_id = room.purchase_id and a.status in ('approved', 'completed')
 ), inserted as (
-  insert into tutoring_sessions (purchase_id, seq, allocation_id, booking_id, student_id, course_id, trainer_id,
+  insert into tutoring_sessions (purchase_id, seq, id, allocation_id, booking_id, student_id, course_id, trainer_id,
     starts_at, ends_at, status)
-  select s.purchase_id, r.last_seq + s.place, a.id, s.booking_id, s.student_id, r.course_id, s.trainer_id, s.starts_at,
-    s.starts_at + make_interval(mins => s.minutes), 'scheduled'
-  from slots s
-  join rooms r on r.purchase_id = s.purchase_id and s.total <= r.owed
-  join trainer_allocations a on a.purchase_id = s.purchase_id and a.status in ('approved', 'completed')
-  order by s.purchase_id, s.place
+  select r.purchase_id, r.last_seq + s.place, (r.stem || lpad(to_hex(r.last_seq + s.place), 4, '0'))::uuid,
+    r.allocation_id, s.booking_id, s.student_id, r.course_id, s.trainer_id, s.starts_at, s.ends_at, 'scheduled'
+  from rooms r
+  cross join lateral (
+    select b.id as booking_id, b.student_id, b.trainer_id, slot as starts_at,
+      slot + make_interval(mins => b.minutes) as ends_at,
+      row_number() over (order by slot) as place, count(*) over () as total
+    from bookings b cross join lateral unnest(b.starts) slot
+    where b.purchase_id = r.purchase_id and b.live and slot > %(now)s
+      and (r.last_seq = 0 or not exists (
+        select from tutoring_sessions t
+        where t.purchase_id = b.purchase_id and t.booking_id = b.id and t.starts_at = slot))
+  ) s
+  where s.total <= r.owed
+  order by r.purchase_id, s.place
   returning purchase_id, allocation_id, starts_at, ends_at
 )
 select purchase_id, allocation_id, count(*)::int as count, min(starts_at) as first_starts_at,
@@ -118,11 +124,10 @@ from inserted group by purchase_id, allocation_id
 
 async def insert_sessions(tx: Tx, owed: dict[UUID, int]) -> list[Scheduled]:
     """Make the sessions that are booked; `owed` is by purchase, the limit of each. The server expands the slots."""
-    return await tx.all(
-        INSERT_SESSIONS,
-        {"purchase_ids": list(owed), "open_ids": list(owed), "owed": list(owed.values()), "now": tx.now},
-        into=Scheduled,
-    )
+    if not owed:
+        return []
+    params = {"purchase_ids": list(owed), "owed": list(owed.values()), "now": tx.now}
+    return await tx.all(INSERT_SESSIONS, params, into=Scheduled)
 
 
 @dataclass(frozen=True, slots=True)
