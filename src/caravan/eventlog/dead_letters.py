@@ -100,17 +100,12 @@ async def list_dead_letters(
     return await tx.all(LIST_DEAD_LETTERS, {"status": status, "before": before, "limit": limit}, into=DeadLetter)
 
 
-LOCK_DEAD_LETTER = """
-select id, consumer_group, event_id, event_type, correlation_id, envelope, code, error, attempts, status, created_at,
-       resolved_at, resolved_by, note
-from dead_letters where id = %(id)s for update
-"""
-
 GET_DEAD_LETTER = """
 select id, consumer_group, event_id, event_type, correlation_id, envelope, code, error, attempts, status, created_at,
        resolved_at, resolved_by, note
 from dead_letters where id = %(id)s
 """
+LOCK_DEAD_LETTER = GET_DEAD_LETTER + "for update"
 
 
 async def get_dead_letter(tx: Tx, dead_letter_id: UUID) -> DeadLetter:

@@ -6,7 +6,6 @@ Shared by diagnose (which names the cause), the reconciler (which closes it) and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -153,14 +152,3 @@ async def compare_register(tx: Tx, *, after: UUID, limit: int) -> tuple[list[Reg
     ]
     at_the_end = rows[0]["read"] < limit
     return differences, None if at_the_end else UUID(rows[0]["last_id"])
-
-
-# The stage of some payments; what is not captured has none.
-STAGES_OF = """
-select payment_id, stage from fulfilments where payment_id = any(%(payment_ids)b::uuid[])
-"""
-
-
-async def stages_of(tx: Tx, payment_ids: Sequence[UUID]) -> dict[UUID, Stage]:
-    rows = await tx.tuples(STAGES_OF, {"payment_ids": list(payment_ids)})
-    return {payment_id: Stage(stage) for payment_id, stage in rows}

@@ -147,11 +147,6 @@ async def _look(tx: Tx, payment_id: UUID, *, lock: bool = False) -> tuple[Facts,
     return facts, explain(facts, tx.now)
 
 
-PURCHASES_OF = """
-select id from student_course_purchases where payment_id = any(%(payment_ids)b::uuid[]) order by id
-"""
-
-
 async def run_step(tx: Tx, step: Step, payment_ids: Sequence[UUID], *, notice: timedelta = NOTICE) -> None:
     """One step for many payments. May run again at any time: held, finished and refunded ones stay as they are."""
     ids = sorted(payment_ids)
@@ -167,13 +162,10 @@ async def run_step(tx: Tx, step: Step, payment_ids: Sequence[UUID], *, notice: t
         case Step.CREATE_PURCHASE:
             await _create_purchases(tx, ids)
         case Step.ALLOCATE_TRAINER:
-            purchases = await tx.values(PURCHASES_OF, {"payment_ids": ids})
-            await settle_allocations(tx, purchases, notice=notice)
+            await _settle(tx, ids, notice)
         case Step.SCHEDULE_SESSIONS | Step.MAKE_UP:
             # What went by while no worker numbered it is owed still: it is booked anew first.
-            purchases = await tx.values(PURCHASES_OF, {"payment_ids": ids})
-            await settle_allocations(tx, purchases, notice=notice)
-            await sync_sessions(tx, purchases)
+            await sync_sessions(tx, await _settle(tx, ids, notice))
         case Step.CLOSE:
             await _close(tx, ids, notice)
 
@@ -191,12 +183,17 @@ async def _create_purchases(tx: Tx, payment_ids: Sequence[UUID]) -> None:
     await create_purchases(tx, payment_ids)
 
 
+async def _settle(tx: Tx, payment_ids: Sequence[UUID], notice: timedelta) -> list[UUID]:
+    """The payments' purchases, after their allocations are settled."""
+    purchases = sorted((await deliveries.find_purchases(tx, payment_ids)).values())
+    await settle_allocations(tx, purchases, notice=notice)
+    return purchases
+
+
 async def _go_on(tx: Tx, payment_ids: Sequence[UUID], notice: timedelta) -> None:
     """Whatever comes next for payments of any stage."""
     await _create_purchases(tx, payment_ids)
-    purchases = await tx.values(PURCHASES_OF, {"payment_ids": list(payment_ids)})
-    await settle_allocations(tx, purchases, notice=notice)
-    await sync_sessions(tx, purchases)
+    await sync_sessions(tx, await _settle(tx, payment_ids, notice))
 
 
 # Those of some payments that really owe nothing any more.
@@ -209,9 +206,7 @@ where payment_id = any(%(payment_ids)b::uuid[]) and owed = 0 and stage <> 'paid'
 async def _close(tx: Tx, payment_ids: Sequence[UUID], notice: timedelta) -> None:
     """Finish what a refund or the last session left undone, then take delivered money off the register."""
     await apply_refunds(tx, payment_ids)
-    purchases = await tx.values(PURCHASES_OF, {"payment_ids": list(payment_ids)})
-    await settle_allocations(tx, purchases, notice=notice)
-    await sync_sessions(tx, purchases)
+    await sync_sessions(tx, await _settle(tx, payment_ids, notice))
     await deliveries.close_deliveries(tx, await tx.values(NOTHING_OWED, {"payment_ids": list(payment_ids)}))
 
 
