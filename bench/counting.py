@@ -64,11 +64,7 @@ def count_since(url: str, before: Counted) -> Counted:
 
 def _read(url: str) -> Counted:
     with psycopg.connect(url, autocommit=True) as connection:
-        deadline = time.monotonic() + QUIET_SECONDS
-        while _scalar(connection, OTHERS):
-            if time.monotonic() > deadline:
-                raise TimeoutError("somebody is still connected: the counts would not be whole")
-            time.sleep(0.02)
+        _wait_alone(connection)
         statements = _scalar(connection, COUNT_STATEMENTS) if _scalar(connection, HAS_STATEMENTS) else None
         row = connection.execute(READ_COUNTERS).fetchone()
     assert row is not None
@@ -92,11 +88,36 @@ def top_statements(url: str, most: int) -> list[tuple[Any, ...]]:
 
 def backend_cpu_seconds(pid: int) -> float:
     """The processors' time of a live process; 0 where the system doesn't say."""
+    fields = _process_fields(pid)
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") if fields else 0.0
+
+
+def server_cpu_seconds(url: str) -> float:
+    """The processors' time of all sessions of the server that have ended (its own helpers' is not in it).
+
+    Waits until nobody else is connected to this database: a session's time is told when it has ended.
+    """
+    with psycopg.connect(url, autocommit=True) as connection:
+        _wait_alone(connection)
+        backend = _process_fields(connection.info.backend_pid)
+    fields = _process_fields(int(backend[1])) if backend else None  # the postmaster, who counts his dead
+    return (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK") if fields else 0.0
+
+
+def _process_fields(pid: int) -> list[str] | None:
+    """/proc/PID/stat from the state on."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return None
+
+
+def _wait_alone(connection: psycopg.Connection[Any]) -> None:
+    deadline = time.monotonic() + QUIET_SECONDS
+    while _scalar(connection, OTHERS):
+        if time.monotonic() > deadline:
+            raise TimeoutError("somebody is still connected: the counts would not be whole")
+        time.sleep(0.02)
 
 
 def _scalar(connection: psycopg.Connection[Any], query: str) -> Any:
