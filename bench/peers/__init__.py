@@ -4,3 +4,11 @@ share, `race` runs them.
 Each is set up as its own documentation says it is fastest without giving up durability; where that leaves a choice,
 `WAYS` names the candidates, all are tried, and the best is the one that counts.
 """
+
+from bench.parts import Context, Result
+
+
+async def run(context: Context) -> Result:
+    from bench.peers import part  # a station needs none of it
+
+    return await part.run(context)
