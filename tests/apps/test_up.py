@@ -9,6 +9,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.request import urlopen
 
 import psycopg
 import pytest
@@ -50,6 +51,9 @@ def test_it_starts_from_nothing_and_stops_in_order_leaving_nothing(start: Start,
     assert up.get("/readyz") == (200, {"status": "ready", "problems": []})
     assert up.get("/healthz")[0] == 200
     assert oct((data_dir / "control.sock").stat().st_mode & 0o777) == "0o600"
+    figures = urlopen(f"{up.url}/metrics", timeout=10).read().decode()  # noqa: S310
+    assert 'caravan_build_info{build="' in figures
+    assert all(f'process="{process}"' in figures for process in ("web", "workers"))
     everybody = [*up.children().values(), postmaster(data_dir)]
 
     seconds = up.stop()

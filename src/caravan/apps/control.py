@@ -2,6 +2,7 @@
 
 `{"command": "status"}`, `{"command": "stop" | "start", "name": "purchase-worker"}`; the answer has `ok`, and `error` or
 the status: `{"ok": true, "url": ..., "services": {"purchase-worker": {"state": "running", "pid": 12}, ...}}`.
+`{"command": "metrics"}` is answered with the figures of the workers' process, see apps/metrics.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Does it get on? `/healthz` says that the process lives; `/readyz` that its work progresses; `/metrics` in figures."""
+"""Does it get on? `/healthz` says that the process lives; `/readyz` that its work progresses (in figures: metrics)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 import psycopg
 import psycopg_pool
-from prometheus_client import REGISTRY, Gauge, generate_latest
 
 from caravan.db import Database, Tx
 from caravan.db.migrate import migrations
@@ -17,14 +16,6 @@ from caravan.eventlog.workers import list_workers
 
 ANSWER_SECONDS_MAX = 3.0
 STALE_SECONDS = 10.0  # without a completed turn, or stuck on one event, for so long: no progress
-
-LAG_MESSAGES = Gauge("caravan_lag_messages", "Events that a group has not got past.", ["group"])
-LAG_SECONDS = Gauge("caravan_lag_seconds", "Age of the oldest event that a group has not got past.", ["group"])
-WORKERS_ALIVE = Gauge("caravan_workers_alive", "Workers of a group with a live lease.", ["group"])
-UNDELIVERED = Gauge("caravan_undelivered_payments", "Captured payments that are not delivered, by reason.", ["reason"])
-UNDELIVERED_CENTS = Gauge("caravan_undelivered_cents", "Money captured and not delivered.", ["currency"])
-UNDELIVERED_AGE = Gauge("caravan_undelivered_oldest_seconds", "Age of the oldest undelivered payment.")
-DEAD_LETTERS = Gauge("caravan_dead_letters", "Events that were given up and wait for an operator.")
 
 
 @dataclass(slots=True)
@@ -77,27 +68,3 @@ async def _worker_problems(tx: Tx, services: Collection[str]) -> list[str]:
             if stuck > STALE_SECONDS:
                 problems.append(f"{worker.service} has been failing for {stuck:.0f} s")
     return problems
-
-
-UNDELIVERED_BY_REASON = "select coalesce(reason, 'none') as reason, count(*)::int as n from undelivered group by 1"
-UNDELIVERED_BY_CURRENCY = "select currency, sum(amount_cents)::int8 as cents from undelivered group by 1"
-UNDELIVERED_OLDEST = "select coalesce(extract(epoch from clock_timestamp() - min(since)), 0)::float8 from undelivered"
-DEAD_LETTERS_PARKED = "select count(*) from dead_letters where status = 'parked'"
-
-
-async def render_metrics(db: Database) -> bytes:
-    """This process's own metrics, and the platform's as the database has them now."""
-    async with db.transaction("metrics", read_only=True) as tx:
-        for lag in await list_lag(tx):
-            LAG_MESSAGES.labels(lag.group).set(lag.messages)
-            LAG_SECONDS.labels(lag.group).set(lag.seconds)
-            WORKERS_ALIVE.labels(lag.group).set(lag.workers_alive)
-        UNDELIVERED.clear()
-        for row in await tx.all(UNDELIVERED_BY_REASON):
-            UNDELIVERED.labels(row["reason"]).set(row["n"])
-        UNDELIVERED_CENTS.clear()
-        for row in await tx.all(UNDELIVERED_BY_CURRENCY):
-            UNDELIVERED_CENTS.labels(row["currency"]).set(row["cents"])
-        UNDELIVERED_AGE.set(await tx.value(UNDELIVERED_OLDEST))
-        DEAD_LETTERS.set(await tx.value(DEAD_LETTERS_PARKED))
-    return generate_latest(REGISTRY)

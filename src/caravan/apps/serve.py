@@ -45,7 +45,7 @@ async def _serve(settings: Settings, name: str) -> None:
         if SERVICES[name].routers:
             from caravan.apps.web import serve_web
 
-            await serve_web(platform, [name], stop)
+            await serve_web(platform, [name], stop, process=name)
         else:
             await _serve_background(platform, name, stop)
 
@@ -59,7 +59,7 @@ async def _serve_background(platform: Platform, name: str, stop: asyncio.Event) 
         if "port" in platform.settings.model_fields_set:
             from caravan.apps.web import serve_health
 
-            parts.create_task(serve_health(platform, [name], stop))
+            parts.create_task(serve_health(platform, name, stop))
 
 
 def _first_line(error: BaseException) -> str:

@@ -243,6 +243,9 @@ class Supervisor:
             async with self._ordering:
                 await self.workers.ask(do=command, name=name)
                 (self.off.add if command == "stop" else self.off.discard)(name)
+        elif command == "metrics":
+            told = await self.workers.ask(do="metrics")
+            return {"ok": True, "families": told["families"]}
         elif command != "status":
             raise ValueError(f"no such command: {command}")
         return {"ok": True, "url": self.url, "pid": os.getpid(), "services": self._status()}

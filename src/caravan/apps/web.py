@@ -4,33 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import json
 import logging
 import socket
 from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import uvicorn
-from fastapi import APIRouter, FastAPI, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from caravan.apps import control
 from caravan.apps.bootstrap import Platform, open_platform
 from caravan.apps.connections import BoundedHttp
-from caravan.apps.health import check_ready, render_metrics
+from caravan.apps.folder import DataFolder
+from caravan.apps.health import check_ready
 from caravan.apps.line import Line, Order
+from caravan.apps.metrics import Families, Metrics, Others
 from caravan.apps.services import SERVICES, WEB, WORKERS
 from caravan.apps.subscriptions import subscribe
 from caravan.db import Database
 from caravan.db.wake import Wake
 from caravan.realtime.gateway import Gateway
 from caravan.settings import Settings
+from caravan.student_views.cache import ViewCache
 from caravan.web.deps import Db
 from caravan.web.policies import check_routes, public
 from caravan.web.setup import set_up
 
 GRACEFUL_SECONDS = 2
+FIGURES_BYTES_MAX = 1_000_000
 FRAME_BYTES_MAX = 16_384  # what a client says over a WebSocket is short
 
 health = APIRouter(tags=["health"])
@@ -43,8 +50,9 @@ async def get_health() -> dict[str, str]:
 
 
 @health.get("/metrics", dependencies=[public("metrics")])
-async def get_metrics(db: Db) -> Response:
-    return Response(await render_metrics(db), media_type=CONTENT_TYPE_LATEST)
+async def get_metrics(request: Request) -> Response:
+    metrics: Metrics = request.app.state.metrics
+    return Response(await metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
 
 def readiness(watched: Collection[str]) -> APIRouter:
@@ -61,11 +69,20 @@ def readiness(watched: Collection[str]) -> APIRouter:
 
 
 def create_app(
-    settings: Settings, db: Database, wake: Wake, *, services: Collection[str] = WEB, watched: Collection[str] = ()
+    settings: Settings,
+    db: Database,
+    wake: Wake,
+    *,
+    views: ViewCache | None = None,
+    services: Collection[str] = WEB,
+    watched: Collection[str] = (),
+    process: str = "web",
+    others: Others | None = None,
 ) -> FastAPI:
     """An application with the routers of `services`. Raises RouteWithoutPolicy for a route that nobody judged.
 
-    `watched`: worker services whose standstill makes this process not ready, as under `caravan up`.
+    `watched`: worker services whose standstill makes this process not ready, as under `caravan up`. `process` is its
+    name in the metrics, `others` brings the figures of processes without an address of their own.
     """
     app = FastAPI(
         title="Caravan",
@@ -74,10 +91,18 @@ def create_app(
         docs_url=None,
         redoc_url=None,
     )
-    app.state.settings, app.state.db, app.state.wake = settings, db, wake
-    app.state.gateway = Gateway(db, wake)
+    app.state.settings, app.state.db, app.state.wake, app.state.views = settings, db, wake, views
+    app.state.gateway = gateway = Gateway(db, wake)
+    app.state.metrics = Metrics(
+        db,
+        process,
+        settings.build,
+        unclaimed_after=timedelta(minutes=settings.unclaimed_minutes),
+        gateway=gateway,
+        others=others,
+    )
     # What the operator's replay runs through.
-    app.state.subscriptions = {each.group: each for each in subscribe(timedelta(hours=settings.notice_hours))}
+    app.state.subscriptions = {each.group: each for each in subscribe(timedelta(hours=settings.notice_hours), views)}
     app.include_router(health)
     app.include_router(readiness(watched))
     for name in services:
@@ -133,9 +158,20 @@ async def serve_web(
     listening: asyncio.Event | None = None,
     sockets: list[socket.socket] | None = None,
     watched: Collection[str] = (),
+    process: str = "web",
+    others: Others | None = None,
 ) -> None:
     """Answer until `stop`; a part that fails ends the process."""
-    app = create_app(platform.settings, platform.db, platform.wake, services=services, watched=watched)
+    app = create_app(
+        platform.settings,
+        platform.db,
+        platform.wake,
+        views=platform.views,
+        services=services,
+        watched=watched,
+        process=process,
+        others=others,
+    )
     server = make_server(app, platform.settings)
     if listening is not None:
         server.listening = listening
@@ -148,9 +184,9 @@ async def serve_web(
         await asyncio.wait({serving, pushing})
 
 
-async def serve_health(platform: Platform, watched: Collection[str], stop: asyncio.Event) -> None:
-    """The three health addresses of a process that has no other."""
-    app = create_app(platform.settings, platform.db, platform.wake, services=(), watched=watched)
+async def serve_health(platform: Platform, name: str, stop: asyncio.Event) -> None:
+    """The three health addresses of the process of service `name`, which has no other."""
+    app = create_app(platform.settings, platform.db, platform.wake, services=(), watched=[name], process=name)
     server = make_server(app, platform.settings)
     async with asyncio.TaskGroup() as parts:
         parts.create_task(server.serve())
@@ -165,13 +201,35 @@ async def run_child(line: Line, settings: Settings, order: Order) -> None:
         sockets = [socket.socket(fileno=int(order["fd"]))]
         async with asyncio.TaskGroup() as parts:
             parts.create_task(
-                serve_web(platform, order["services"], line.stop, listening=listening, sockets=sockets, watched=WORKERS)
+                serve_web(
+                    platform,
+                    order["services"],
+                    line.stop,
+                    listening=listening,
+                    sockets=sockets,
+                    watched=WORKERS,
+                    others=lambda: _ask_workers(DataFolder(settings.data_dir).control),
+                )
             )
             await listening.wait()
             line.answer(order)
             listening_to_orders = parts.create_task(line.listen(_nothing_else))
             await line.stop.wait()
             listening_to_orders.cancel()
+
+
+async def _ask_workers(door: Path) -> Families:
+    """What the workers' process counted, by way of the supervisor, at whose door every other question is asked too."""
+    with control.address(door) as name:
+        reader, writer = await asyncio.open_unix_connection(name, limit=FIGURES_BYTES_MAX)
+    try:
+        writer.write(json.dumps({"command": "metrics"}).encode() + b"\n")
+        said: Order = json.loads(await reader.readline())
+    finally:
+        writer.close()
+    if not said["ok"]:
+        raise OSError(said["error"])
+    return said["families"]
 
 
 async def _nothing_else(order: Order) -> dict[str, object]:

@@ -10,6 +10,7 @@ import structlog
 
 from caravan.apps.bootstrap import Platform, open_platform, worker_name
 from caravan.apps.line import Line, Order
+from caravan.apps.metrics import Metrics
 from caravan.eventlog.consumer import Consumer
 from caravan.eventlog.subscription import Subscription
 from caravan.eventlog.workers import Worker
@@ -87,9 +88,12 @@ async def run_child(line: Line, settings: Settings, order: Order) -> None:
             from caravan.apps.demo_data import ensure_demo
 
             await ensure_demo(platform.db, settings, order["url"])
+        figures = Metrics(platform.db, "workers", settings.build)
         async with Workers(platform, own_process=False) as workers:
 
             async def do(asked: Order) -> dict[str, object]:
+                if asked["do"] == "metrics":
+                    return {"families": [family for family in figures.own() if family["samples"]]}
                 if asked["do"] == "start":
                     workers.start(asked["name"])
                 elif asked["do"] == "stop":

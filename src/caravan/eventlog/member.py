@@ -8,6 +8,7 @@ Expected trouble is no failure: handlers store it as a reason.
 from __future__ import annotations
 
 import asyncio
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from caravan.eventlog.retry import POISON_ATTEMPTS, backoff_seconds
 from caravan.eventlog.subscription import Subscription
 from caravan.eventlog.workers import HEARTBEAT_SECONDS, HUNG_SECONDS, Worker
 from caravan.events import Event
+from caravan.telemetry import metrics
 
 PAGE_EVENTS_MAX = 256
 STOP_SECONDS = 2.0
@@ -68,6 +70,7 @@ class Member(ABC):
         self._transient_attempts = 0
         self._woken = asyncio.Event()
         self._turned_at = 0.0
+        self._batch_began = 0.0
         self._hopeless = False
         self._wake = wake
 
@@ -167,6 +170,8 @@ class Member(ABC):
 
     def _flowed(self, share: Hashable, limit: int, events: int) -> None:
         """A page is committed: what was suspected of its events is over, step by step."""
+        metrics.BATCHES.labels(self.subscription.group).observe(time.perf_counter() - self._batch_began)
+        metrics.EVENTS.labels(self.subscription.group).inc(events)
         self.worker.events_done += events
         self.worker.recovered()
         self._suspicions.pop(share, None)
@@ -174,6 +179,7 @@ class Member(ABC):
             self._suspicions[share] = Suspicion(limit * 2)
 
     async def _handle(self, tx: Tx, envelopes: Sequence[Envelope]) -> None:
+        self._batch_began = time.perf_counter()
         readable: list[tuple[Envelope, Event]] = []
         for envelope in envelopes:
             try:
@@ -185,6 +191,7 @@ class Member(ABC):
     async def _suspect(self, share: Hashable, page: Sequence[Envelope], error: Exception) -> int | None:
         """After a bug somewhere in `page`: read less the next time. An event that fails alone is tried again, some
         times; then its number of attempts comes back, and it is to be parked."""
+        metrics.FAILURES.labels(self.subscription.group, "bug").inc()
         if len(page) > 1:
             self._suspicions[share] = Suspicion(len(page) // 2)
             return None
@@ -219,6 +226,7 @@ class Member(ABC):
 
     async def _pause_after(self, error: Exception) -> None:
         self._transient_attempts += 1
+        metrics.FAILURES.labels(self.subscription.group, "transient").inc()
         self.worker.failed(describe(error), datetime.now(UTC))
         log.warning(
             f"[{self.subscription.label}] trying again", attempt=self._transient_attempts, error=describe(error)

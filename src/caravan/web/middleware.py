@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from caravan.errors import DomainError, Invalid
 from caravan.ids import new_traceparent
 from caravan.settings import Settings
+from caravan.telemetry import metrics
 from caravan.web.credentials import cookie_name, find_bearer, is_same_origin
 from caravan.web.pages import answer_error
 
@@ -25,6 +26,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 BODY_BYTES_MAX: Final = 256 * 1024
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+METHODS: Final = SAFE_METHODS | {"POST", "PUT", "PATCH", "DELETE"}
 WEBHOOKS: Final = "/api/v1/webhooks/"  # judged by their signature
 COOKIE_COUNTS_NOTHING: Final = frozenset({"/api/v1/auth/login", "/api/v1/auth/register"})
 QUIET_PATHS: Final = ("/healthz", "/readyz", "/metrics", "/static/")
@@ -97,6 +99,8 @@ class Edge:
             response = await answer_error(Request(scope), error)
             await response(scope, receive, answer.send)
         finally:
+            seconds = time.perf_counter() - started
+            metrics.REQUESTS.labels(_method(scope), _route(scope), answer.status).observe(seconds)
             if not scope["path"].startswith(QUIET_PATHS):
                 # The path only: a query can hold a ticket or a name.
                 log.info(
@@ -104,7 +108,7 @@ class Edge:
                     method=scope["method"],
                     path=scope["path"],
                     status=answer.status,
-                    ms=round((time.perf_counter() - started) * 1000, 1),
+                    ms=round(seconds * 1000, 1),
                 )
 
     def _check_origin(self, request: Request) -> None:
@@ -137,6 +141,17 @@ class _Answer:
             # Everything here is somebody's own, save what says otherwise (static files).
             headers.setdefault("cache-control", "no-store")
         await self._send(message)
+
+
+def _method(scope: Scope) -> str:
+    return scope["method"] if scope["method"] in METHODS else "OTHER"
+
+
+def _route(scope: Scope) -> str:
+    """The route as it is written, `/api/v1/payments/{payment_id}`: never an address that somebody made up."""
+    if scope["path"].startswith("/static/"):
+        return "/static"
+    return getattr(scope.get("route"), "path", "") or "unmatched"
 
 
 def _read_trace(headers: Headers) -> str:
