@@ -315,12 +315,14 @@ def future_accepted(t: Tamper) -> None:
 def location_swallowed(t: Tamper) -> None:
     """A home course is allocated wherever the student lives, or where nobody knows it."""
     t.reword("allocations.store:LIST_STATES", ("coalesce(s.latitude is not null, false) as located", "true as located"))
-    t.reword("allocations.store:SEARCH_TRAINERS", ("(n.mode <> 'home' or d.km <= j.radius_km)", "true"))
+    t.reword("allocations.search:SHORTLIST", ("(n.mode <> 'home' or d.km <= t.radius_km)", "true"))
+    t.reword("allocations.search:SEARCH_TRAINERS", ("(n.mode <> 'home' or d.km <= j.radius_km)", "true"))
 
 
 def trainer_exclusion_dropped(t: Tamper) -> None:
     t.alter("alter table bookings drop constraint bookings_trainer_free")
-    t.reword("allocations.store:SEARCH_TRAINERS", ("v.open and not b.busy as free", "v.open as free"))
+    t.reword("allocations.search:SHORTLIST", ("not b.busy as free", "true as free"))
+    t.reword("allocations.search:SEARCH_TRAINERS", ("v.open and not b.busy as free", "v.open as free"))
 
 
 def student_exclusion_dropped(t: Tamper) -> None:

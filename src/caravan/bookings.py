@@ -131,6 +131,33 @@ async def insert_bookings(tx: Tx, wishes: Sequence[Wish]) -> set[UUID]:
     )
 
 
+# For each (student, series) the first live booking that the student has at the same time, if any.
+FIND_CLASHES = f"""
+with {SERIES}
+select n.ordinal, k.purchase_id
+from unnest(%(ordinals)b::int[], %(student_ids)b::uuid[], %(wish_series)b::int[]) as n(ordinal, student_id, series)
+join series r using (series)
+cross join lateral (
+  select k.purchase_id from bookings k where k.student_id = n.student_id and k.live and k.during && r.during
+  order by k.id limit 1) k
+"""  # noqa: S608 - put together from constants
+
+
+async def find_clashes(tx: Tx, wanted: Sequence[tuple[UUID, Series]]) -> dict[int, UUID | None]:
+    """Those of `wanted` (student, when), by their place in it, where the student is taken; by which purchase."""
+    series, numbers = pack_series([series for _, series in wanted])
+    rows = await tx.tuples(
+        FIND_CLASHES,
+        {
+            **series,
+            "ordinals": list(range(len(wanted))),
+            "student_ids": [student for student, _ in wanted],
+            "wish_series": numbers,
+        },
+    )
+    return dict(rows)
+
+
 # Give some slots of live bookings back. A booking without slots is live no more; it keeps the list, for the record.
 RELEASE_SLOTS = """
 with given as (

@@ -77,8 +77,8 @@ async def test_a_package_is_booked_whole_with_the_decision_kept(db: Database, ti
             "sessionCount": tier,
             "schedule": {"timeSlot": "6:00 AM", "date": start.isoformat()},
         }
-        counts = {"teaches": 1, "active": 1, "offersMode": 1, "open": 1, "free": 1, "withinRadius": 1}
-        assert found["decision"]["counts"] == counts
+        assert found["decision"]["shortlist"] == {"open": 1, "free": 1}
+        assert "counts" not in found["decision"]  # nobody looked at everybody
         assert found["decision"]["candidates"] == [{"trainerId": str(trainer), "load": 0, "distanceKm": None}]
         assert found["decision"]["chosen"] == str(trainer)
         (said,) = tx.outgoing
@@ -101,8 +101,14 @@ async def test_each_filter_counts_who_is_left(db: Database) -> None:
         await settle_with(tx, busy)
         await a_trainer(tx, course, location=(28.70, 77.2090), radius_km=9.5)  # 9.57 km away
         await a_trainer(tx, course, location=None)
-        near = await a_trainer(tx, course, location=(28.70, 77.2090), radius_km=9.6)
         purchase = await a_purchase(tx, student, course, mode="home")
+        assert (await settle(tx, purchase)).reason == Reason.NO_TRAINER_AVAILABLE
+        counts = {"teaches": 7, "active": 6, "offersMode": 5, "open": 3, "free": 2, "withinRadius": 0}
+        assert (await allocation(tx, purchase))["decision"]["counts"] == counts
+        stored = await reason(tx, purchase)
+        assert stored
+        assert stored[1] == {"counts": counts}
+        near = await a_trainer(tx, course, location=(28.70, 77.2090), radius_km=9.6)
         assert (await settle(tx, purchase)).trainer_id == near
         decision = (await allocation(tx, purchase))["decision"]
         counts = {"teaches": 8, "active": 7, "offersMode": 6, "open": 4, "free": 3, "withinRadius": 1}
@@ -154,11 +160,28 @@ async def test_a_batch_shares_out_trainers_and_the_longest_waiting_goes_first(db
             {"ids": [await payment_of(tx, first), await payment_of(tx, second)]},
         )
         settled = await settle_allocations(tx, purchases)
-    assert {settled[p].trainer_id for p in purchases[:28]} | {
-        settled[first].trainer_id,
-        settled[second].trainer_id,
-    } == trainers
-    assert [settled[p].reason for p in purchases[28:30]] == [Reason.NO_TRAINER_AVAILABLE] * 2
+    assert {outcome.trainer_id for outcome in settled.values()} - {None} == trainers
+    assert settled[first].trainer_id
+    assert settled[second].trainer_id
+    assert [settled[p].reason for p in purchases if not settled[p].trainer_id] == [Reason.NO_TRAINER_AVAILABLE] * 2
+
+
+async def test_who_has_waited_longest_gets_the_trainer_who_becomes_free(db: Database) -> None:
+    async with db.transaction() as tx:
+        course = await a_course(tx)
+        trainers = [await a_trainer(tx, course) for _ in range(30)]
+        booked = [await a_purchase(tx, await a_student(tx), course) for _ in trainers]
+        await settle_allocations(tx, booked)
+        waiting = [await a_purchase(tx, await a_student(tx), course) for _ in range(10)]
+        late = [await a_purchase(tx, await a_student(tx), course) for _ in range(10)]
+        await tx.execute(
+            "update undelivered set since = since - interval '1 hour' where payment_id = any(%(ids)s)",
+            {"ids": [await payment_of(tx, waiting[7])]},
+        )
+        await settle_allocations(tx, waiting)
+        await handlers.undo_refunded(tx, [await a_refund(tx, await payment_of(tx, booked[3]))])
+        settled = await settle_allocations(tx, [*late, *waiting])
+    assert [p for p in settled if settled[p].action == "allocated"] == [waiting[7]]
 
 
 async def test_no_trainer_waits_with_the_counts_and_goes_on_when_one_comes(db: Database) -> None:

@@ -50,7 +50,7 @@ def assign(needs: Iterable[Need], given: Sequence[Pick]) -> list[Pick]:
     for need in needs:
         if not diary.is_free(need.student_id, need.series):
             continue
-        for candidate in sorted(need.candidates, key=lambda c: _rank(need, c, diary)):
+        for candidate in sorted(need.candidates, key=lambda c: rank(need, c, diary.load(c.trainer_id, need.series))):
             if diary.is_free(candidate.trainer_id, need.series):
                 pick = Pick(need, candidate)
                 diary.add(pick)
@@ -59,8 +59,9 @@ def assign(needs: Iterable[Need], given: Sequence[Pick]) -> list[Pick]:
     return picks
 
 
-def _rank(need: Need, candidate: Candidate, diary: _Diary) -> tuple[bool, int, float, UUID]:
-    load = candidate.load + diary.load(candidate.trainer_id, need.series)
+def rank(need: Need, candidate: Candidate, given: int = 0) -> tuple[bool, int, float, UUID]:
+    """What candidates are sorted by, the best first; `given`: sessions beside those that the database knows of."""
+    load = candidate.load + given
     return (candidate.trainer_id != need.current_trainer, load, candidate.distance_km or 0.0, candidate.trainer_id)
 
 

@@ -16,9 +16,19 @@ import structlog
 
 from caravan import bookings, calendar, deliveries
 from caravan.allocations import store
-from caravan.allocations.matching import Need, Pick, assign
+from caravan.allocations.matching import Need, Pick, assign, rank
 from caravan.allocations.plan import Plan, Slot, State, make_plan
-from caravan.allocations.store import CANDIDATES_SHOWN, Decided, Search
+from caravan.allocations.search import (
+    CANDIDATES_SHOWN,
+    NARROW,
+    WIDE,
+    Asked,
+    Reach,
+    Search,
+    search_trainers,
+    shortlist_trainers,
+)
+from caravan.allocations.store import Decided
 from caravan.bookings import Series, Wish
 from caravan.calendar import InvalidSchedule
 from caravan.catalog import list_holidays
@@ -38,7 +48,7 @@ APART = timedelta(hours=12)
 """No two sessions of a purchase begin sooner after one another, as the calendar has it."""
 
 SEARCHES_MAX = 12
-"""How often one pass asks for candidates anew, where others took all that it was given."""
+"""How often one pass asks for everybody anew, where others took all that it was given."""
 
 
 class NoSuchAllocation(NotFound):
@@ -245,39 +255,65 @@ def _next_starts(state: State, plan: Plan, not_before: datetime, holidays: Colle
 async def _book(tx: Tx, cases: Sequence[_Case], only: UUID | None) -> None:
     """Book what can be booked, and refuse the rest.
 
-    A lost race moves on to the next candidate; where all are lost, the search is asked again and knows better.
+    Who has waited goes first, and is shown everybody: nobody who comes later takes the trainer that just became free.
+    For the others a few trainers are looked at, more where those are not free, all where that does not do either.
     """
-    by_id = {case.state.purchase_id: case for case in cases}
-    for _ in range(SEARCHES_MAX):
-        if not await _search(tx, [case for case in cases if case.open], only):
+    everybody: list[Reach | None] = [None] * SEARCHES_MAX
+    first = [case for case in cases if only or case.state.waits]
+    others = [case for case in cases if not (only or case.state.waits)]
+    await _book_group(tx, cases, first, everybody, only)
+    await _book_group(tx, cases, others, [NARROW, WIDE, *everybody], only)
+
+
+async def _book_group(
+    tx: Tx, cases: Sequence[_Case], group: Sequence[_Case], reaches: Sequence[Reach | None], only: UUID | None
+) -> None:
+    """Book for a group of the cases. A lost race moves on to the next candidate; where all are lost, the search is
+    asked again and knows better."""
+    by_id = {case.state.purchase_id: case for case in group}
+    for reach in reaches:
+        # Students who are taken are found by losing, or before it gets dear to go on.
+        if reach is not NARROW:
+            await _refuse_clashing(tx, [case for case in group if case.open and case.need])
+        if not await _search(tx, [case for case in group if case.open], reach, only):
             return
         while picks := assign(
-            [case.need for case in cases if case.open and case.need],
+            [case.need for case in group if case.open and case.need],
             [case.pick for case in cases if case.booking_id and case.pick],
         ):
             await _insert(tx, [(by_id[pick.need.purchase_id], pick) for pick in picks])
-    for case in cases:
+    for case in group:
         if case.open and case.search:
             case.refusal = _Refusal(Reason.NO_TRAINER_AVAILABLE, {"counts": case.search.counts})
 
 
-async def _search(tx: Tx, cases: Sequence[_Case], only: UUID | None) -> bool:
-    """Ask for everybody's candidates as of now; False if there is nobody left to ask for."""
-    asked = [(case.need, case.state.course_id, case.state.learning_mode) for case in cases if case.need]
+async def _refuse_clashing(tx: Tx, cases: Sequence[_Case]) -> None:
+    """Students who have something else at that time wait, whoever could teach them."""
+    if not cases:
+        return
+    clashes = await bookings.find_clashes(
+        tx, [(case.state.student_id, case.need.series) for case in cases if case.need]
+    )
+    for place, purchase_id in clashes.items():
+        detail: dict[str, object] = {"purchaseId": str(purchase_id) if purchase_id else None}
+        cases[place].refusal = _Refusal(Reason.STUDENT_CONFLICT, detail)
+
+
+async def _search(tx: Tx, cases: Sequence[_Case], reach: Reach | None, only: UUID | None) -> bool:
+    """Ask for candidates as of now, of a few trainers or (no `reach`) of all; False if there is nobody to ask for."""
+    asked = [Asked(case.need, case.state.course_id, case.state.learning_mode) for case in cases if case.need]
     if not asked:
         return False
-    for case, search in zip(cases, await store.search_trainers(tx, asked, only=only), strict=True):
+    found = await (shortlist_trainers(tx, asked, reach) if reach else search_trainers(tx, asked, only=only))
+    for case, search in zip(cases, found, strict=True):
         assert case.need
         case.search, case.need.candidates = search, list(search.candidates)
-        case.refusal = _refuse(case, search, only)
+        if search.everybody and not search.candidates:
+            case.refusal = _refuse(case, search, only)
     return True
 
 
-def _refuse(case: _Case, search: Search, only: UUID | None) -> _Refusal | None:
-    if search.clashes:
-        return _Refusal(Reason.STUDENT_CONFLICT, {"purchaseId": str(search.clash) if search.clash else None})
-    if search.candidates:
-        return None
+def _refuse(case: _Case, search: Search, only: UUID | None) -> _Refusal:
     detail: dict[str, object] = {"counts": search.counts}
     if only and search.counts["open"] and not search.counts["free"]:
         return _Refusal(Reason.TRAINER_CONFLICT, detail)
@@ -307,21 +343,23 @@ async def _insert(tx: Tx, picked: Sequence[tuple[_Case, Pick]]) -> None:
 
 
 def _decide(tx: Tx, case: _Case) -> Decided:
-    """The allocation as it is to be, with why: counts per filter and the best candidates."""
-    state, trainer_id = case.state, case.pick.candidate.trainer_id if case.pick else None
+    """The allocation as it is to be, with why: who was looked at and the best of them."""
+    state, need = case.state, case.need
+    trainer_id = case.pick.candidate.trainer_id if case.pick else None
     decision: dict[str, object] = {"asOf": tx.now, "chosen": trainer_id}
-    if case.search:
-        decision["counts"] = case.search.counts
+    if case.search and need:
+        decision["counts" if case.search.everybody else "shortlist"] = case.search.counts
+        best = sorted(case.search.candidates, key=lambda candidate: rank(need, candidate))
         decision["candidates"] = [
             {
                 "trainerId": candidate.trainer_id,
                 "load": candidate.load,
                 "distanceKm": None if candidate.distance_km is None else round(candidate.distance_km, 1),
             }
-            for candidate in case.search.candidates[:CANDIDATES_SHOWN]
+            for candidate in best[:CANDIDATES_SHOWN]
         ]
-    if case.need:
-        decision["firstStartsAt"] = case.need.series.starts[0]
+    if need:
+        decision["firstStartsAt"] = need.series.starts[0]
     if case.refusal:
         decision["reason"] = case.refusal.reason
     return Decided(

@@ -51,6 +51,11 @@ class State:
         return Pattern(self.slot_start, self.minutes, tuple(self.weekdays), self.timezone)
 
     @property
+    def waits(self) -> bool:
+        """Whether it has been looked for a trainer before, in vain."""
+        return self.allocation_status == "waiting" or self.reason is not None
+
+    @property
     def stage(self) -> Stage:
         if self.numbered:
             return Stage.SCHEDULED

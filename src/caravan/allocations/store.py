@@ -1,16 +1,13 @@
-"""The SQL of allocations."""
+"""The SQL of allocations, except for the search."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 from uuid import UUID
 
 import msgspec
 
-from caravan import bookings
-from caravan.allocations.matching import Candidate, Need
 from caravan.allocations.plan import Slot, State
 from caravan.db import Tx
 from caravan.ids import new_id
@@ -65,138 +62,6 @@ order by b.purchase_id, slot
 
 async def list_slots(tx: Tx, purchase_ids: Sequence[UUID]) -> list[Slot]:
     return await tx.all(LIST_SLOTS, {"purchase_ids": list(purchase_ids), "now": tx.now}, into=Slot)
-
-
-@dataclass(frozen=True, slots=True)
-class Search:
-    """What the database says about one need.
-
-    `counts`: trainers left after each filter, in order: teaches, active, offersMode, open, free, withinRadius.
-    `clash`: another purchase of the student at that time. `candidates`: the best, best first.
-    """
-
-    clash: UUID | None
-    clashes: bool
-    counts: dict[str, int]
-    candidates: list[Candidate]
-
-
-# For each need: how many trainers each filter leaves, and the best of those who pass them all. Everything but the
-# distance is the same for all needs of one course, mode and series, so it is worked out once for those (`combos`).
-# Open hours are stored out of line, so they are read once per trainer, and cut to the time that is asked about.
-# Load: the sessions of the trainer's live bookings that touch the time between the first slot and the last.
-# Places are compared here and nowhere else: only distances leave the database.
-SEARCH_TRAINERS = f"""
-with {bookings.SERIES},
-needs as materialized (
-  select n.*, r.during, s.latitude, s.longitude
-  from unnest(%(ordinals)b::int[], %(courses)b::uuid[], %(modes)b::text[], %(students)b::uuid[], %(need_series)b::int[],
-              %(current)b::uuid[], %(limits)b::int[])
-    as n(ordinal, course_id, mode, student_id, series, current_trainer, most)
-  join series r using (series) left join students s on s.id = n.student_id
-), combos as materialized (
-  select distinct n.course_id, n.mode, n.series from needs n
-), hours as materialized (
-  select tt.trainer_id, tt.open * horizon.during as open
-  from trainer_time tt
-  cross join (select tstzmultirange(range_merge(range_agg(during))) as during from series) horizon
-  where tt.trainer_id in (
-    select tc.trainer_id from trainer_courses tc where tc.course_id in (select course_id from combos))
-), judged as materialized (
-  select c.course_id, c.mode, c.series, t.id as trainer_id, t.latitude, t.longitude, t.radius_km, t.active,
-    t.active and c.mode = any(t.modes) as offers, v.open, v.open and not b.busy as free, b.load
-  from combos c
-  join series r using (series)
-  join trainer_courses tc on tc.course_id = c.course_id
-  join trainers t on t.id = tc.trainer_id
-  left join hours h on h.trainer_id = t.id
-  cross join lateral (
-    select t.active and c.mode = any(t.modes) and coalesce(h.open @> r.during, false) as open) v
-  left join lateral (
-    select coalesce(sum(cardinality(k.starts)), 0)::int as load, coalesce(bool_or(k.during && r.during), false) as busy
-    from bookings k
-    where k.trainer_id = t.id and k.live and k.during && tstzmultirange(range_merge(r.during))) b on v.open
-  where %(only)s::uuid is null or t.id = %(only)s
-), counted as materialized (
-  select course_id, mode, series, count(*)::int as teaches, (count(*) filter (where active))::int as active,
-    (count(*) filter (where offers))::int as offers, (count(*) filter (where open))::int as open,
-    (count(*) filter (where free))::int as free
-  from judged group by course_id, mode, series
-), reachable as (
-  select n.ordinal, n.most, j.trainer_id, j.load, d.km, row_number() over (
-    partition by n.ordinal
-    order by (j.trainer_id is not distinct from n.current_trainer) desc, j.load, d.km, j.trainer_id) as place
-  from needs n join judged j using (course_id, mode, series)
-  cross join lateral (
-    select case when n.mode = 'home' then distance_km(n.latitude, n.longitude, j.latitude, j.longitude) end as km) d
-  where j.free and (n.mode <> 'home' or d.km <= j.radius_km)
-), best as (
-  select ordinal, count(*)::int as within,
-    array_agg(trainer_id order by place) filter (where place <= most) as trainers,
-    array_agg(load order by place) filter (where place <= most) as loads,
-    array_agg(km order by place) filter (where place <= most) as kms
-  from reachable group by ordinal
-)
-select n.ordinal, clash.id is not null as clashes, clash.purchase_id as clash,
-  coalesce(c.teaches, 0) as teaches, coalesce(c.active, 0) as active, coalesce(c.offers, 0) as offers,
-  coalesce(c.open, 0) as open, coalesce(c.free, 0) as free, coalesce(b.within, 0) as within, b.trainers, b.loads, b.kms
-from needs n
-left join counted c using (course_id, mode, series)
-left join best b using (ordinal)
-left join lateral (
-  select k.id, k.purchase_id from bookings k where k.student_id = n.student_id and k.live and k.during && n.during
-  order by k.id limit 1) clash on true
-"""  # noqa: S608 - put together from constants
-
-CANDIDATES_SHOWN = 8
-CANDIDATES_MAX = 64
-
-
-async def search_trainers(tx: Tx, needs: Sequence[tuple[Need, UUID, str]], *, only: UUID | None = None) -> list[Search]:
-    """An answer for each (need, course, mode), in their order; `only` asks about one trainer.
-
-    The later of two needs for one course gets a longer list, so that a batch can hand out enough different trainers.
-    """
-    series, numbers = bookings.pack_series([need.series for need, _, _ in needs])
-    seen: dict[UUID, int] = {}
-    limits: list[int] = []
-    for _, course_id, _ in needs:
-        seen[course_id] = seen.get(course_id, -1) + 1
-        limits.append(min(CANDIDATES_MAX, CANDIDATES_SHOWN + seen[course_id]))
-    rows = await tx.all(
-        SEARCH_TRAINERS,
-        {
-            **series,
-            "ordinals": list(range(len(needs))),
-            "courses": [course_id for _, course_id, _ in needs],
-            "modes": [mode for _, _, mode in needs],
-            "students": [need.student_id for need, _, _ in needs],
-            "need_series": numbers,
-            "current": [need.current_trainer for need, _, _ in needs],
-            "limits": limits,
-            "only": only,
-        },
-    )
-    return [_search(row) for row in sorted(rows, key=lambda row: row["ordinal"])]
-
-
-def _search(row: Mapping[str, Any]) -> Search:
-    return Search(
-        clash=row["clash"],
-        clashes=row["clashes"],
-        counts={
-            "teaches": row["teaches"],
-            "active": row["active"],
-            "offersMode": row["offers"],
-            "open": row["open"],
-            "free": row["free"],
-            "withinRadius": row["within"],
-        },
-        candidates=[
-            Candidate(*columns)
-            for columns in zip(row["trainers"] or (), row["loads"] or (), row["kms"] or (), strict=True)
-        ],
-    )
 
 
 @dataclass(frozen=True, slots=True)
