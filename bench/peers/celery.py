@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import UUID
@@ -52,6 +53,7 @@ async def prepare(url: str, payments: Sequence[UUID], way: dict[str, Any], redis
 
 
 def work(url: str, way: dict[str, Any], redis: str, go: Callable[[], None]) -> None:
+    warnings.filterwarnings("ignore", message="You're running the worker with superuser")
     app = _app(redis, way["prefetch"])
     mine: list[psycopg.Connection[Any]] = []
 

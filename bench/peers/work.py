@@ -287,12 +287,17 @@ async def create_purchase(fetch: Fetch, sale: Sale) -> None:
     await CREATE_PURCHASE.rows(fetch, sale.values([sale.created(), sale.granted()]) | {"bought": False})
 
 
+async def book(fetch: Fetch, sale: Sale) -> bool:
+    """The time of `sale.trainer_id`; False where it was lost."""
+    [[done]] = await ALLOCATE.rows(fetch, sale.values([sale.allocated()]))
+    return bool(done)
+
+
 async def allocate(fetch: Fetch, sale: Sale) -> None:
     """Finds and books a trainer; `sale` knows who."""
     for _ in range(SEARCHES_MAX):
         sale.trainer_id = await search_trainer(fetch, sale)
-        [[done]] = await ALLOCATE.rows(fetch, sale.values([sale.allocated()]))
-        if done:
+        if await book(fetch, sale):
             return
     raise NobodyFree(f"lost {SEARCHES_MAX} races for payment {sale.payment_id}")
 
