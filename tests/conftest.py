@@ -23,6 +23,8 @@ from caravan.db.migrate import migrate
 from tests import needs
 from tests.kafka.server import KafkaServer
 from tests.kafka.server import missing as kafka_missing
+from tests.redis_server import RedisServer
+from tests.redis_server import missing as redis_missing
 
 TEMPLATE = "caravan_template"
 # A test's database needn't survive a power cut.
@@ -146,3 +148,12 @@ def kafka_server() -> Iterator[KafkaServer]:
             yield server
     finally:
         shutil.rmtree(folder)
+
+
+@pytest.fixture
+def redis_server() -> Iterator[RedisServer]:
+    """A real Redis of this test's own, to be killed, frozen, flushed and started again on its port."""
+    if lack := redis_missing():
+        needs.missing(lack)
+    with RedisServer() as server:
+        yield server

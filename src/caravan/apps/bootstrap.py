@@ -13,10 +13,12 @@ from hashlib import sha256
 from caravan.apps.subscriptions import subscribe
 from caravan.db import Database
 from caravan.db.migrate import check_schema
+from caravan.db.redis import Redis
 from caravan.db.wake import Wake
 from caravan.eventlog.rebase import rebase_if_moved
 from caravan.eventlog.subscription import Subscription, register_groups
 from caravan.settings import BadSettings, Settings
+from caravan.student_views.cache import ViewCache
 from caravan.web import audit
 
 CONNECTIONS_MAX = 12
@@ -30,6 +32,7 @@ class Platform:
     db: Database
     wake: Wake
     subscriptions: tuple[Subscription, ...]
+    views: ViewCache | None = None  # where there is a Redis
 
 
 @asynccontextmanager
@@ -39,17 +42,23 @@ async def open_platform(settings: Settings) -> AsyncGenerator[Platform]:
         raise BadSettings("POSTGRES_URL: there is no database to work with; set it, or use `caravan up`.")
     audit.use_build(settings.build)
     await check_schema(settings.postgres_url)
-    subscriptions = subscribe(timedelta(hours=settings.notice_hours))
-    wake = Wake(settings.postgres_direct_url or settings.postgres_url)
+    redis = Redis(settings.redis_url) if settings.redis_url else None
+    views = ViewCache(redis) if redis else None
+    subscriptions = subscribe(timedelta(hours=settings.notice_hours), views)
+    wake = Wake(settings.postgres_direct_url or settings.postgres_url, redis)
     async with Database(settings.postgres_url, max_connections=CONNECTIONS_MAX, on_hints=wake.send) as db:
         await rebase_if_moved(db)
         async with db.transaction() as tx:
             await register_groups(tx, subscriptions)
+        if redis:
+            redis.open()
         await wake.start()
         try:
-            yield Platform(settings, db, wake, subscriptions)
+            yield Platform(settings, db, wake, subscriptions, views)
         finally:
             await wake.stop()
+            if redis:
+                await redis.close()
 
 
 def worker_name(settings: Settings, service: str, *, own_process: bool) -> str:

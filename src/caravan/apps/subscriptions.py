@@ -27,6 +27,7 @@ from caravan.events import (
 from caravan.purchases import handlers as purchases
 from caravan.sessions import handlers as sessions
 from caravan.student_views import handlers as student_views
+from caravan.student_views.cache import ViewCache
 
 
 def in_turn(*handlers: Handler) -> Handler:
@@ -42,8 +43,9 @@ def in_turn(*handlers: Handler) -> Handler:
 RESOURCES = (StudentUpdated, TrainerUpdated, CourseUpdated, BookingReleased)
 
 
-def subscribe(notice: timedelta = NOTICE) -> tuple[Subscription, ...]:
-    """All of it. `notice`: how long before its first session a purchase must be booked at the latest."""
+def subscribe(notice: timedelta = NOTICE, views: ViewCache | None = None) -> tuple[Subscription, ...]:
+    """All of it. `notice`: how long before its first session a purchase must be booked at the latest. `views`: where
+    home and learning are cached, if they are."""
     return (
         Subscription(
             group="purchase-creation-workers",
@@ -82,11 +84,10 @@ def subscribe(notice: timedelta = NOTICE) -> tuple[Subscription, ...]:
             service="cache-worker",
             label="CacheWorker",
             # What a family sees, but for the payment itself, which is not waited for.
-            handlers={
-                event: student_views.invalidate_views
-                for event in ALL
-                if event is not PurchaseConfirmed and event not in RESOURCES
-            },
+            handlers=dict.fromkeys(
+                (event for event in ALL if event is not PurchaseConfirmed and event not in RESOURCES),
+                partial(student_views.invalidate_views, cache=views),
+            ),
         ),
     )
 

@@ -3,6 +3,9 @@
 A NOTIFY takes a lock of the whole cluster until its commit is flushed; so it has a transaction of its own, without
 waiting for the flush (the rows it speaks of are already durable). Losing a hint costs time, never truth: every
 listener also polls.
+
+With a Redis the keys go over it first (`RedisHints`), and the NOTIFY that follows is marked: whoever hears Redis takes
+no key from it twice, whoever doesn't has lost nothing. Workers are woken by the NOTIFY either way.
 """
 
 from __future__ import annotations
@@ -15,9 +18,13 @@ from typing import Any
 import psycopg
 import structlog
 
+from caravan.db.redis import Redis
+from caravan.db.redis_hints import RedisHints
+
 CHANNEL = "caravan"
 PAYLOAD_BYTES_MAX = 7900  # PostgreSQL refuses 8000
 EVERYTHING = "*"
+ALSO_PUBLISHED = "+"  # the first word of a payload whose keys went over Redis too
 PING_SECONDS = 20.0
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
@@ -29,11 +36,13 @@ class Wake:
     """Hints of this process and of the others.
 
     `send` tells this process's listeners at once and the other processes by one NOTIFY for whatever has gathered.
-    A listener gets the set of keys; EVERYTHING in it means: look at all you care for.
+    A listener gets the set of keys; EVERYTHING in it means: look at all you care for. One that cares for a student
+    says so by `watch`.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, redis: Redis | None = None) -> None:
         self._url = url
+        self._over_redis = RedisHints(redis, self._tell) if redis else None
         self._listeners: list[Listener] = []
         self._pending: set[str] = set()
         self._gathered = asyncio.Event()
@@ -45,12 +54,25 @@ class Wake:
     def unsubscribe(self, listener: Listener) -> None:
         self._listeners.remove(listener)
 
+    def watch(self, key: str) -> None:
+        """This process has to hear of `key` now."""
+        if self._over_redis:
+            self._over_redis.watch(key)
+
+    def unwatch(self, key: str) -> None:
+        if self._over_redis:
+            self._over_redis.unwatch(key)
+
     async def start(self, *, listen: bool = True) -> None:
+        if listen and self._over_redis:
+            self._over_redis.start()
         self._tasks.append(asyncio.create_task(self._notify_forever(), name="wake-notify"))
         if listen:
             self._tasks.append(asyncio.create_task(self._listen_forever(), name="wake-listen"))
 
     async def stop(self) -> None:
+        if self._over_redis:
+            await self._over_redis.stop()
         for task in self._tasks:
             task.cancel()
         for task in self._tasks:
@@ -78,13 +100,31 @@ class Wake:
                         await self._gathered.wait()
                         self._gathered.clear()
                         keys, self._pending = self._pending, set()
-                        payload = " ".join(sorted(keys))
-                        if len(payload) > PAYLOAD_BYTES_MAX:
-                            payload = EVERYTHING
+                        payload = await self._publish(keys)
                         await connection.execute("select pg_notify(%s, %s)", (CHANNEL, payload))
             except psycopg.Error as error:
                 log.warning("wake-up hint not sent, pollers will find it", error=str(error).strip())
                 await asyncio.sleep(0.2)
+
+    async def _publish(self, keys: set[str]) -> str:
+        """Over Redis, where there is one; what the NOTIFY is to say."""
+        published = False
+        if self._over_redis and EVERYTHING not in keys:
+            published = await self._over_redis.publish(keys)
+        said = " ".join(sorted(keys))
+        if len(said) > PAYLOAD_BYTES_MAX:
+            said = EVERYTHING
+        return f"{ALSO_PUBLISHED} {said}" if published else said
+
+    def _hear(self, payload: str) -> None:
+        """A NOTIFY; the workers look for themselves, whatever it says."""
+        keys = payload.split()
+        if keys[:1] == [ALSO_PUBLISHED] and self._over_redis:
+            listening = self._over_redis
+            if EVERYTHING in keys and listening.hears_all:
+                keys.remove(EVERYTHING)
+            keys = [key for key in keys if not listening.hears(key)]
+        self._tell(frozenset(keys))
 
     async def _listen_forever(self) -> None:
         while True:
@@ -94,7 +134,7 @@ class Wake:
                     self._tell(frozenset((EVERYTHING,)))  # whatever was said while nobody listened
                     while True:
                         async for note in connection.notifies(timeout=PING_SECONDS):
-                            self._tell(frozenset(note.payload.split()))
+                            self._hear(note.payload)
                         await connection.execute("select 1")  # a half-open socket answers nothing: find out
             except psycopg.Error as error:
                 log.warning("listening for hints again", error=str(error).strip())

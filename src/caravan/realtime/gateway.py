@@ -72,6 +72,7 @@ class Gateway:
         self._everything = False
         self._stirred = asyncio.Event()
         self.frames_sent = 0
+        self._wake = wake
         wake.subscribe(self._hear)
 
     @property
@@ -83,7 +84,7 @@ class Gateway:
         socket = Socket(visitor.token_hash, dict(visitor.heads))
         self._sockets.add(socket)
         for student in socket.cursors:
-            self._by_student.setdefault(str(student), set()).add(socket)
+            self._remember(socket, student)
         return socket
 
     def resume(self, socket: Socket, after: Mapping[UUID, int] | None = None) -> None:
@@ -202,13 +203,19 @@ class Gateway:
                 del socket.cursors[student]
             for student in visitor.heads.keys() - socket.cursors.keys():
                 socket.cursors[student] = visitor.heads[student]
-                self._by_student.setdefault(str(student), set()).add(socket)
+                self._remember(socket, student)
+
+    def _remember(self, socket: Socket, student: UUID) -> None:
+        listening = self._by_student.setdefault(str(student), set())
+        if not listening:
+            self._wake.watch(str(student))
+        listening.add(socket)
 
     def _forget(self, socket: Socket, student: UUID) -> None:
         listening = self._by_student.get(str(student), set())
         listening.discard(socket)
-        if not listening:
-            self._by_student.pop(str(student), None)
+        if not listening and self._by_student.pop(str(student), None) is not None:
+            self._wake.unwatch(str(student))
 
 
 async def _set_when(stop: asyncio.Event, stirred: asyncio.Event) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from caravan.db import Tx
+from caravan.db import Database, Tx
 from caravan.db.tx import Row
 from caravan.deliveries import Stage
 from caravan.errors import NotFound
@@ -54,6 +54,41 @@ left join lateral (
 ) i on true
 order by i.paid_at desc, i.payment_id desc
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Where a student's feed ends: its last number and that event's id (None: nothing was said, or it is trimmed).
+
+    The id tells two histories apart that reach the same number, as before and after a backup was restored.
+    """
+
+    version: int
+    event_id: UUID | None
+
+
+# Where the feeds of some students end.
+LIST_ENDS = """
+select asked.student_id, coalesce(h.seq, 0) as version, f.event_id
+from unnest(%(student_ids)b::uuid[]) as asked(student_id)
+left join student_feed_heads h on h.student_id = asked.student_id
+left join student_feed f on f.student_id = h.student_id and f.seq = h.seq
+"""
+
+
+async def list_ends(tx: Tx, student_ids: Collection[UUID]) -> dict[UUID, Head]:
+    """A student of whom nothing was said yet is at 0."""
+    rows = await tx.tuples(LIST_ENDS, {"student_ids": list(student_ids)})
+    return {student: Head(version, event_id) for student, version, event_id in rows}
+
+
+async def find_end(db: Database, student_id: UUID) -> Head:
+    """The same of one student, in one round trip: a statement on a row by its key needs no transaction around it."""
+    async with db.connection() as connection, connection.cursor(binary=True) as cursor:
+        await cursor.execute(LIST_ENDS, {"student_ids": [student_id]})
+        row = await cursor.fetchone()
+    assert row is not None
+    return Head(row[1], row[2])
 
 
 async def get_view(tx: Tx, student_id: UUID, stages: Sequence[Stage], *, payment_id: UUID | None = None) -> View:

