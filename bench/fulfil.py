@@ -6,7 +6,7 @@ from bench.counting import count_since, read_counters
 from bench.market import add_captured_payments, build_market
 from bench.parts import Context, Result
 from bench.report import spread, table
-from bench.runs import Run, fulfil
+from bench.runs import LOOK_RARELY_SECONDS, Run, fulfil
 from bench.server import Server
 from caravan.apps.subscriptions import SUBSCRIPTIONS
 from caravan.db import Database
@@ -83,5 +83,5 @@ async def _count(context: Context, n: int, trainers: int) -> dict[str, float | N
         await prepare(server, READY, n, trainers, context.seed)
         url = server.create("run", READY)
         before = read_counters(url)
-        await fulfil(url, n, workers=1, whole=False)
+        await fulfil(url, n, workers=1, whole=False, look=LOOK_RARELY_SECONDS)
         return count_since(url, before).per(n)

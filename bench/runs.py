@@ -17,7 +17,8 @@ import psycopg
 from bench.check import Wrong, check
 from bench.counting import server_cpu_seconds
 
-LOOK_SECONDS = 0.01
+LOOK_SECONDS = 0.02
+LOOK_RARELY_SECONDS = 0.25  # where pages are counted: looking touches some too
 STUCK_SECONDS = 60.0
 SETTLED_SECONDS = 10.0  # the same where nothing waits that could move
 HEARINGS = 7  # per fulfilment, by all groups: confirmed 1, created 2, granted 1, allocated 2, scheduled 1
@@ -50,8 +51,20 @@ class Run:
         return {"workers": round(self.cpu_seconds * us, 1), "server": round(self.server_cpu_seconds * us, 1)}
 
 
-async def fulfil(url: str, n: int, *, workers: int = 1, page: int | None = None, whole: bool = True) -> Run:
-    """Let `workers` processes deliver the n payments that wait in a database. Raises Wrong."""
+async def fulfil(
+    url: str,
+    n: int,
+    *,
+    workers: int = 1,
+    page: int | None = None,
+    whole: bool = True,
+    look: float = LOOK_SECONDS,
+) -> Run:
+    """Let `workers` processes deliver the n payments that wait in a database. Raises Wrong.
+
+    `page`: how many events a batch has at most, as the product has it if None. `whole`: hold it against every
+    invariant. `look`: how often we ask whether it is done.
+    """
     server_before = server_cpu_seconds(url)
     async with AsyncExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="caravan-bench-"))
@@ -65,7 +78,7 @@ async def fulfil(url: str, n: int, *, workers: int = 1, page: int | None = None,
         began = time.monotonic()
         for process in processes:
             process.order("go")
-        await _until_delivered(connection, processes, heard_before + HEARINGS * n)
+        await until_delivered(connection, processes, heard_before + HEARINGS * n, look)
         seconds = time.monotonic() - began
         ends = await asyncio.gather(*(process.stop() for process in processes))
     server_cpu = server_cpu_seconds(url) - server_before
@@ -74,11 +87,14 @@ async def fulfil(url: str, n: int, *, workers: int = 1, page: int | None = None,
     return Run(n, sessions, seconds, client_cpu, server_cpu, [end["peak_bytes"] for end in ends])
 
 
-async def _until_delivered(
-    connection: psycopg.AsyncConnection[Any], processes: list[WorkerProcess], hearings: int
+async def until_delivered(
+    connection: psycopg.AsyncConnection[Any],
+    processes: list[WorkerProcess],
+    hearings: int,
+    look: float = LOOK_SECONDS,
 ) -> None:
-    """Delivered (nothing waits without a reason), and every event heard by every group. Looks a hundred times a second,
-    with a question that costs nothing until the first is so."""
+    """Delivered (nothing waits without a reason), and every event heard by every group. The second is asked only once
+    the first is so: the question is dearer."""
     progress, moved_at = (0, 0), time.monotonic()
     counted_at = moved_at
     while True:
@@ -95,7 +111,7 @@ async def _until_delivered(
             elif now > moved_at + (STUCK_SECONDS if seen[0] else SETTLED_SECONDS):
                 reasons = await _value(connection, REASONS)
                 raise Wrong(f"nothing moves: {seen[0]} wait, {seen[1]} of {hearings} heard; with reasons: {reasons}")
-        await asyncio.sleep(LOOK_SECONDS)
+        await asyncio.sleep(look)
 
 
 class WorkerProcess:

@@ -41,18 +41,15 @@ async def work(settings: Settings, orders: asyncio.StreamReader, answers: TextIO
         stop.set()
         ordered.cancel()
         await working
-    said = {"cpu_seconds": time.process_time() - began, "peak_bytes": peak_bytes()}
+    said = {"cpu_seconds": time.process_time() - began, "peak_bytes": memory_bytes("self", "VmHWM")}
     answers.write(json.dumps(said) + "\n")
     answers.flush()
 
 
-def peak_bytes(pid: int | str = "self") -> int | None:
-    """The most memory that a process has held (VmHWM); None where the system doesn't say."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), None)
+def memory_bytes(pid: int | str, what: str) -> int:
+    """VmRSS: what a process holds; VmHWM: the most that it has held. Linux alone says."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(what))
 
 
 async def _main(chosen: argparse.Namespace, answers: TextIO) -> None:
