@@ -23,6 +23,11 @@ from verify.rounds import THIRTY_TWO, Ring
 GROUP = "verify-readers"
 READERS = 3
 SECONDS_MAX = 20.0
+# A transaction that is held open on purpose, on a machine that may be slow.
+PATIENT = """
+select set_config(name, '0', true)
+from unnest(array['lock_timeout', 'statement_timeout', 'idle_in_transaction_session_timeout']) as name
+"""
 PAUSES = 0.25  # of the commits: all that is said is heard before the next one
 
 CREATE_HEARD = """
@@ -76,6 +81,7 @@ async def reversed_commits(ring: Ring, readers: Readers) -> None:
         """Say something; commit when told to. The second of a student waits until the first has committed."""
         student = students[place % len(students)]
         async with ring.db.transaction("verify") as tx:
+            await tx.execute(PATIENT)
             outbox.append(tx, [StudentUpdated(student_id=student, changed=(str(place),))])
             assert tx.flush
             await tx.flush(tx)

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from typing import cast
 
 import httpx2
 
@@ -106,10 +107,17 @@ async def _one(ring: Ring, readers: Readers) -> None:
         async with asyncio.timeout(ROUND_SECONDS_MAX):
             await (reversed_commits(ring, readers) if kind == REVERSED else ROUNDS[kind](ring))
     except Exception as error:
-        ring.wrong(f"{kind} broke off: {type(error).__name__}: {error}")
+        ring.wrong(f"{kind} broke off: {'; '.join(_told(error))}")
     ring.result.cases += 1
     ring.result.fired[kind] += 1
     ring.result.good += ring.result.violations == before
+
+
+def _told(error: BaseException) -> list[str]:
+    """What failed, each part of a group by itself."""
+    if isinstance(error, BaseExceptionGroup):
+        return [said for part in cast("BaseExceptionGroup[BaseException]", error).exceptions for said in _told(part)]
+    return [f"{type(error).__name__}: {error}"]
 
 
 async def _judge(ring: Ring) -> None:
