@@ -32,6 +32,10 @@ class DomainError(Exception):
         return self.code
 
 
+class Transient(Exception):
+    """What a component says when trying again later can succeed; the message is one line for the operator."""
+
+
 class NotFound(DomainError):
     """There is no such thing, or it is not yours."""
 
@@ -70,7 +74,7 @@ TRANSIENT: tuple[type[Exception], ...] = (
 
 def is_transient(error: BaseException) -> bool:
     """True where the same transaction may succeed when it is run again from BEGIN."""
-    if isinstance(error, TRANSIENT):
+    if isinstance(error, (*TRANSIENT, Transient)):
         return True
     # A lost connection has no SQLSTATE; its outcome is unknown, and every write is safe to repeat.
     if isinstance(error, psycopg.OperationalError):

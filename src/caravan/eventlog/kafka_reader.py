@@ -1,0 +1,197 @@
+"""One membership in a Kafka consumer group. Everything here blocks: each reader has a thread of its own.
+
+Offsets are committed for what `done` was told, never for what was merely read, and only for partitions that are ours
+at that moment. A partition without an offset starts at its beginning: by a seek, for `auto.offset.reset` is `error`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import structlog
+from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer as Client
+
+from caravan.eventlog.kafka_client import ASK_SECONDS, Kafka, Line, in_words, unavailable
+from caravan.eventlog.kafka_records import Record, read_record
+
+# A member that is silent for so long loses its partitions: the shortest that brokers allow unless told otherwise.
+SESSION_MS = 6000
+HEARTBEAT_MS = 500  # how soon a member hears that others came or went
+CLOSE_SECONDS = 3.0
+END = -1  # of a partition, asked by time
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+Place = tuple[str, int]
+
+
+class OffsetGone(Exception):
+    """Kafka no longer has what comes next for the group in `places`."""
+
+    def __init__(self, places: list[Place]) -> None:
+        super().__init__(", ".join(f"{topic}/{partition}" for topic, partition in places))
+        self.places = places
+
+
+class Reader:
+    """Joins on the first `take`. `close` gives everything back."""
+
+    def __init__(self, kafka: Kafka, group: str, topics: Iterable[str], name: str) -> None:
+        self._kafka = kafka
+        self._topics = [kafka.named(topic) for topic in topics]
+        self._line = Line(name)
+        self._offsets: dict[Place, int] = {}  # behind what is done, of our partitions
+        self._ours: set[Place] = set()
+        config = kafka.common(
+            self._line,
+            **{
+                "group.id": kafka.named(group),
+                "enable.auto.commit": False,
+                "enable.auto.offset.store": False,
+                "auto.offset.reset": "error",
+                "partition.assignment.strategy": "cooperative-sticky",
+                "session.timeout.ms": SESSION_MS,
+                "heartbeat.interval.ms": HEARTBEAT_MS,
+                "fetch.wait.max.ms": 200,
+                "queued.min.messages": 2000,
+                "topic.metadata.refresh.interval.ms": 30_000,
+                "allow.auto.create.topics": False,
+            },
+        )
+        self._client = Client(config)
+        self._client.subscribe(
+            self._topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+        )
+
+    def take(self, limit: int, seconds: float) -> list[Record]:
+        """What is there, at most `limit`; waits up to `seconds` for the first. Raises KafkaUnavailable, OffsetGone."""
+        try:
+            first = self._client.poll(seconds)
+            # (consume alone would wait for `limit` records.)
+            messages = [] if first is None else [first, *self._client.consume(limit - 1, 0)] if limit > 1 else [first]
+        except KafkaException as error:
+            raise unavailable(error, self._line.last) from None
+        records: list[Record] = []
+        for message in messages:
+            if (error := message.error()) is not None:
+                self._judge(error, message)
+                continue
+            topic, partition, offset = message.topic(), message.partition(), message.offset()
+            assert topic is not None
+            assert partition is not None
+            assert offset is not None
+            if (topic, partition) in self._ours:  # else it was revoked while we polled
+                headers: Any = message.headers()
+                records.append(read_record(topic, partition, offset, message.key(), message.value(), headers))
+        if records:
+            self._line.well()
+        return records
+
+    def done(self, records: Iterable[Record]) -> None:
+        """Their effects are durable: tell Kafka, without waiting; on leaving a partition it is told again."""
+        moved: set[Place] = set()
+        for record in records:
+            place = (record.topic, record.partition)
+            if place in self._ours:
+                self._offsets[place] = record.offset + 1
+                moved.add(place)
+        self._commit(moved, wait=False)
+
+    def behind(self, seconds: float = ASK_SECONDS) -> int:
+        """How many records of our partitions are still to come. Raises KafkaUnavailable."""
+        try:
+            if not self._ours:
+                self._client.list_topics(timeout=seconds)  # nothing to ask for, but whether somebody answers
+            positions = self._client.position([TopicPartition(*place) for place in self._ours])
+            ends = self._client.offsets_for_times(
+                [TopicPartition(place.topic, place.partition, END) for place in positions], timeout=seconds
+            )
+        except KafkaException as error:
+            raise unavailable(error, self._line.last) from None
+        self._line.well()
+        at = {(place.topic, place.partition): place.offset for place in positions if place.offset >= 0}
+        return sum(max(0, end.offset - at.get((end.topic, end.partition), end.offset)) for end in ends)
+
+    def begin_anew(self, places: list[Place]) -> None:
+        """From the oldest record that Kafka has. Raises KafkaUnavailable."""
+        try:
+            for topic, partition in places:
+                low, _high = self._client.get_watermark_offsets(
+                    TopicPartition(topic, partition), timeout=ASK_SECONDS, cached=False
+                ) or (0, 0)
+                if (topic, partition) in self._ours:
+                    self._client.commit(offsets=[TopicPartition(topic, partition, low)], asynchronous=False)
+                    self._client.seek(TopicPartition(topic, partition, low))
+        except KafkaException as error:
+            raise unavailable(error, self._line.last) from None
+
+    @property
+    def trouble(self) -> str | None:
+        """What is wrong with the connection, in words."""
+        return None if self._line.last is None else f"Kafka: {in_words(self._line.last)}"
+
+    def close(self) -> None:
+        """Tell what is done, and leave the group: others go on at once."""
+        self._commit(self._ours, wait=True)
+        self._client.close()
+
+    # -------------------------------------------------------------- within
+
+    def _commit(self, places: set[Place], *, wait: bool) -> None:
+        offsets = [TopicPartition(*place, self._offsets[place]) for place in places if place in self._offsets]
+        if not offsets:
+            return
+        try:
+            if wait:
+                self._client.commit(offsets=offsets, asynchronous=False)
+            else:
+                self._client.commit(offsets=offsets, asynchronous=True)
+        except KafkaException as error:
+            # The group moved on without us, or nobody is there: what is done comes again, and is known.
+            log.debug("offsets not committed", client=self._line.who, error=str(error))
+
+    def _on_assign(self, client: Client, given: list[TopicPartition]) -> None:
+        places = {(each.topic, each.partition) for each in given}
+        self._ours |= places
+        try:
+            stored = client.committed(given, timeout=ASK_SECONDS)
+        except KafkaException:
+            stored = given  # the client asks itself, later; one without an offset is then an error, see _judge
+        else:
+            for each in stored:
+                if each.offset < 0:
+                    each.offset = OFFSET_BEGINNING
+        client.incremental_assign(stored)
+
+    def _on_revoke(self, _client: Client, taken: list[TopicPartition]) -> None:
+        places = {(each.topic, each.partition) for each in taken}
+        self._commit(places, wait=True)
+        self._forget(places)
+
+    def _on_lost(self, _client: Client, lost: list[TopicPartition]) -> None:
+        """They are somebody else's already: too late to say anything."""
+        self._forget({(each.topic, each.partition) for each in lost})
+
+    def _forget(self, places: set[Place]) -> None:
+        self._ours -= places
+        for place in places:
+            self._offsets.pop(place, None)
+
+    def _judge(self, error: KafkaError, message: Any) -> None:
+        if error.code() == KafkaError._AUTO_OFFSET_RESET:
+            place = (message.topic(), message.partition())
+            try:
+                [stored] = self._client.committed([TopicPartition(*place)], timeout=ASK_SECONDS)
+            except KafkaException as refused:
+                raise unavailable(refused, self._line.last) from None
+            if stored.offset >= 0:
+                raise OffsetGone([place])
+            self._client.seek(TopicPartition(*place, OFFSET_BEGINNING))
+        elif error.fatal() or error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+            raise unavailable(error, self._line.last)
+        elif error.code() == KafkaError._MAX_POLL_EXCEEDED:
+            log.warning("Kafka gave our partitions to others: a batch took too long", client=self._line.who)
+        else:
+            log.debug("Kafka said", client=self._line.who, error=error.str())

@@ -1,0 +1,128 @@
+"""Envelopes to Kafka's records and back: CloudEvents in binary mode, tolerant of the structured one. Pure."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+from uuid import NAMESPACE_URL, UUID, uuid5
+
+import msgspec
+
+from caravan.eventlog.codec import Envelope, Unreadable, decode_envelope
+
+# Our fields' names are those of the attributes. The trace context travels under its own name, as tracers expect.
+ATTRIBUTES = (
+    "id",
+    "source",
+    "type",
+    "subject",
+    "time",
+    "correlationid",
+    "causationid",
+    "partitionkey",
+    "dataversion",
+    "specversion",
+)
+JSON = b"application/json"
+STRUCTURED = b"application/cloudevents+json"
+SHOWN_BYTES_MAX = 100_000  # of an unreadable record, in its dead letter
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a poll brought. `envelope` is None where the bytes are no event; then `wrong` says why."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: Mapping[str, bytes]
+    envelope: Envelope | None = None
+    wrong: str | None = None
+
+
+def headers_of(envelope: Envelope) -> list[tuple[str, bytes]]:
+    """An envelope's attributes as headers; its data is the record's value, `partitionkey` its key."""
+    values: dict[str, Any] = msgspec.to_builtins(envelope)
+    headers = [
+        (f"ce_{name}", str(values[name]).encode()) for name in ATTRIBUTES if values[name] is not None
+    ]
+    if envelope.traceparent:
+        headers.append(("traceparent", envelope.traceparent.encode()))
+    return [*headers, ("content-type", JSON)]
+
+
+def value_of(envelope: Envelope) -> bytes:
+    return msgspec.json.encode(envelope.data)
+
+
+def read_record(
+    topic: str,
+    partition: int,
+    offset: int,
+    key: bytes | None,
+    value: bytes | None,
+    headers: list[tuple[str, bytes | None]] | None,
+) -> Record:
+    """Whatever stands there; never raises."""
+    given = {name: content for name, content in headers or () if content is not None}
+    record = Record(topic, partition, offset, key, value, given)
+    try:
+        envelope = _envelope(record)
+    except (Unreadable, UnicodeError, ValueError, RecursionError) as error:
+        return replace(record, wrong=str(error).replace("\x00", "")[:500])
+    return replace(record, envelope=envelope)
+
+
+def _envelope(record: Record) -> Envelope:
+    value = record.value or b""
+    if b"\\u0000" in value or any(b"\x00" in content for content in record.headers.values()):
+        raise Unreadable("MALFORMED", "it holds a NUL character, which PostgreSQL's text cannot")
+    if record.headers.get("content-type", b"").startswith(STRUCTURED):
+        return decode_envelope(value)
+    attributes: dict[str, Any] = {
+        name: record.headers[f"ce_{name}"].decode() for name in ATTRIBUTES if f"ce_{name}" in record.headers
+    }
+    if not attributes:
+        raise Unreadable("MALFORMED", "it has no ce_ headers: it is no CloudEvent")
+    trace = record.headers.get("traceparent") or record.headers.get("ce_traceparent")
+    attributes["traceparent"] = trace.decode() if trace else None
+    attributes.setdefault("partitionkey", (record.key or b"").decode())
+    attributes["data"] = msgspec.json.decode(value)
+    return msgspec.convert(attributes, Envelope, strict=False)
+
+
+def event_id_of(record: Record) -> UUID:
+    """The id under which an unreadable record is parked: its own where it has one, else one made of its place."""
+    try:
+        return UUID(record.headers["ce_id"].decode())
+    except (KeyError, ValueError):
+        return uuid5(NAMESPACE_URL, f"kafka:{record.topic}/{record.partition}/{record.offset}")
+
+
+def type_of(record: Record) -> str:
+    """For the operator's list of dead letters."""
+    return _text(record.headers.get("ce_type", b"unknown"))[:100]
+
+
+def shown(record: Record) -> str:
+    """An unreadable record whole, as JSON that PostgreSQL takes: its bytes in base64."""
+    value = record.value or b""
+    return msgspec.json.encode(
+        {
+            "topic": record.topic,
+            "partition": record.partition,
+            "offset": record.offset,
+            "headers": {_text(name.encode()): _text(content) for name, content in record.headers.items()},
+            "key": base64.b64encode(record.key or b"").decode(),
+            "value": base64.b64encode(value[:SHOWN_BYTES_MAX]).decode(),
+            "bytes": len(value),
+        }
+    ).decode()
+
+
+def _text(content: bytes) -> str:
+    return content[:1000].decode(errors="backslashreplace").replace("\x00", "\\x00")

@@ -1,0 +1,50 @@
+"""Each test runs on the log in PostgreSQL, on librdkafka's mock cluster, and on a real Kafka."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from itertools import count
+from typing import Any
+
+import pytest
+
+from caravan.db import Database
+from caravan.eventlog.kafka_client import Kafka
+from caravan.settings import load_settings
+from tests.conformance.logs import Log
+from tests.kafka.mock import MockKafka
+from tests.kafka.server import KafkaServer
+
+PARTITIONS = 4
+_numbers = count(1)
+
+
+@pytest.fixture(scope="session")
+def mock_kafka() -> Iterator[MockKafka]:
+    with MockKafka() as mock:
+        yield mock
+
+
+def kafka_of(address: str, prefix: str) -> Kafka:
+    environ = {"CARAVAN_KAFKA_PREFIX": prefix, "CARAVAN_KAFKA_PARTITIONS": str(PARTITIONS)}
+    return Kafka(load_settings({"KAFKA_BROKER": address, **environ}))
+
+
+@pytest.fixture
+def kafka(kafka_server: KafkaServer) -> Kafka:
+    """Topics and groups of this test's own, on the real Kafka."""
+    return kafka_of(kafka_server.address, f"t{next(_numbers)}-")
+
+
+@pytest.fixture(params=["postgres", "mock", "kafka"])
+async def log(request: pytest.FixtureRequest, db: Database) -> AsyncIterator[Log]:
+    kafka: Any = None
+    if request.param == "mock":
+        mock: MockKafka = request.getfixturevalue("mock_kafka")
+        kafka = kafka_of(mock.address, f"m{next(_numbers)}-")
+        mock.make_topics([kafka.named(topic) for topic in kafka.topics], PARTITIONS)
+    elif request.param == "kafka":
+        kafka = request.getfixturevalue("kafka")
+    log = Log(request.param, db, kafka)
+    yield log
+    await log.close()
