@@ -48,7 +48,12 @@ def test_origins_are_a_list_with_commas() -> None:
         ({"CARAVAN_KAFKA_PASSWORD": "hunter2"}, {}, "CARAVAN_KAFKA_USERNAME: set both CARAVAN_KAFKA_USERNAME and"),
         ({"CARAVAN_KAFKA_SECURITY": "sasl_ssl"}, {}, "CARAVAN_KAFKA_SECURITY: sasl_ssl goes with CARAVAN_KAFKA_USER"),
         ({"CARAVAN_KAFKA_CA_FILE": "/no/such"}, {}, "CARAVAN_KAFKA_CA_FILE: there is no file /no/such"),
-        ({"REDIS_URL": "http://cache"}, {}, "REDIS_URL: must look like redis://"),
+        ({"REDIS_URL": "cache:6379"}, {}, "REDIS_URL: must look like redis://"),
+        ({"REDIS_URL": "http://:hunter2@cache"}, {}, "REDIS_URL: must look like redis://"),
+        ({"REDIS_URL": "redis://:hunter2@"}, {}, "REDIS_URL: must look like redis://"),
+        ({"REDIS_URL": "redis://cache:port"}, {}, "REDIS_URL: must look like redis://"),
+        ({"REDIS_URL": "redis://cache/first"}, {}, "REDIS_URL: must look like redis://"),
+        ({"REDIS_URL": "redis://cache?socket_timeout=9"}, {}, "REDIS_URL: must look like redis://"),
         ({"CARAVAN_ORIGINS": "example.com"}, {}, "CARAVAN_ORIGINS: example.com is not an origin"),
         ({"CARAVAN_SANDBOX_WEBHOOK_SECRET": "hunter2"}, {}, "CARAVAN_SANDBOX_WEBHOOK_SECRET: must be whsec_"),
         ({}, {"demo": True, "host": "0.0.0.0"}, "Demo mode listens on this machine only"),  # noqa: S104 - refused
@@ -69,3 +74,12 @@ def test_a_bad_value_is_refused_in_one_line_without_secrets(
 
 def test_a_live_key_is_nobodys_business_outside_the_demo() -> None:
     assert load_settings({"STRIPE_KEY": "sk_live_x"}).demo is False
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["redis://cache", "redis://:p%40ss@10.0.0.7:6380/2", "rediss://app:x@cache/?ssl_ca_certs=/etc/ca.pem",
+     "unix:///run/redis.sock?db=1", "redis://[::1]:6379"],
+)  # fmt: skip
+def test_addresses_of_a_redis(url: str) -> None:
+    assert load_settings({"REDIS_URL": url}).redis_url == url
