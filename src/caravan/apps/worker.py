@@ -15,6 +15,7 @@ from caravan.eventlog.consumer import Consumer
 from caravan.eventlog.subscription import Subscription
 from caravan.eventlog.workers import Worker
 from caravan.fulfilment.reconciler import Reconciler
+from caravan.fulfilment.watch import Watch
 from caravan.settings import Settings
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
@@ -49,7 +50,8 @@ class Workers:
             return
         stop = asyncio.Event()
         if service == "reconciler":
-            loops = [Reconciler(self._platform.db, self._platform.settings).run(stop)]
+            db, settings = self._platform.db, self._platform.settings
+            loops = [Reconciler(db, settings).run(stop), Watch(db, settings).run(stop)]
         else:
             loops = [self._consumer(each).run(stop) for each in self._platform.subscriptions if each.service == service]
         tasks = [self._tasks.create_task(loop, name=service) for loop in loops]
