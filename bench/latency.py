@@ -9,12 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import signal
-import socket
 import sys
-import tempfile
-import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
@@ -24,9 +19,9 @@ from typing import Any
 import psycopg
 
 from bench.check import Wrong
-from bench.http import Connection, head
 from bench.latency_data import Purchase, build
 from bench.parts import Context, Result
+from bench.product import READY_SECONDS_MAX, free_port, product, start, stop
 from bench.report import spread, table
 from bench.server import Server
 
@@ -34,8 +29,6 @@ TEMPLATE = "latency"
 IDLE_RATE = 10
 WARM = 0.25  # the share of the first payments that is not counted: connections open, statements get prepared
 FLOW = 32
-READY_SECONDS_MAX = 60
-SECRET = "whsec_YmVuY2htYXJrLWJlbmNobWFyay1iZW5jaG1hcms="  # noqa: S105 - of a provider that moves no money
 
 # When each step of each payment began and was committed: its row on the feed tells, which nobody changes later.
 READ_STEPS = """
@@ -94,7 +87,7 @@ class Bench:
         """So seldom that no two meet."""
         url = self.server.create("run", TEMPLATE)
         bought = self.purchases[:n]
-        async with (product if who == "ours" else floor)(url, self.server) as ports:
+        async with (whole if who == "ours" else floor)(url, self.server) as ports:
             trips = await drive(ports, url, bought, rate=IDLE_RATE, seed=self.context.seed)
         trips = trips[int(WARM * n) :]
         self.context.say(f"{who} idle: {_words(_figures(trips))}")
@@ -109,7 +102,7 @@ class Bench:
         def take(n: int) -> list[Purchase]:
             return [each for _, each in zip(range(n), left, strict=False)]
 
-        async with product(url, self.server) as ports:
+        async with whole(url, self.server) as ports:
             for rate in rates:
                 await self._at(found, f"{rate}/s", ports, url, take(int(rate * seconds)), rate)
             trips = await drive(ports, url, take(fast), flow=FLOW)
@@ -138,32 +131,20 @@ class Bench:
 
 
 @asynccontextmanager
-async def product(url: str, server: Server) -> AsyncGenerator[tuple[int, int]]:
-    """`caravan up` over the database; its port, twice."""
-    port = _free_port()
-    with tempfile.TemporaryDirectory(prefix="caravan-bench-") as folder:
-        given = {
-            "POSTGRES_URL": url,
-            "CARAVAN_PORT": str(port),
-            "CARAVAN_DATA_DIR": f"{folder}/data",
-            "CARAVAN_SANDBOX_WEBHOOK_SECRET": SECRET,
-        }
-        process = await _start("-m", "caravan", "up", more=given)
-        try:
-            await _until_answers(port, process)
-            yield port, port
-        finally:
-            await _stop(process)
+async def whole(url: str, _server: Server) -> AsyncGenerator[tuple[int, int]]:
+    """The product; its port for HTTP, and for sockets."""
+    async with product(url) as ours:
+        yield ours.port, ours.port
 
 
 @asynccontextmanager
 async def floor(url: str, server: Server) -> AsyncGenerator[tuple[int, int]]:
-    """The hand-written chain; its ports for HTTP and sockets."""
+    """The hand-written chain; its ports."""
     plan_url = server.create("plan", TEMPLATE)
-    http_port, ws_port = _free_port(), _free_port()
+    http_port, ws_port = free_port(), free_port()
     parts = [
-        await _start("-m", "bench.latency_floor", "gate", url, plan_url, str(http_port), str(ws_port), pipe=True),
-        await _start("-m", "bench.latency_floor", "worker", url, plan_url, pipe=True),
+        await start("-m", "bench.latency_floor", "gate", url, plan_url, str(http_port), str(ws_port), pipe=True),
+        await start("-m", "bench.latency_floor", "worker", url, plan_url, pipe=True),
     ]
     try:
         for part in parts:
@@ -173,45 +154,7 @@ async def floor(url: str, server: Server) -> AsyncGenerator[tuple[int, int]]:
         yield http_port, ws_port
     finally:
         for part in parts:
-            await _stop(part)
-
-
-async def _start(*arguments: str, more: dict[str, str] | None = None, pipe: bool = False) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
-        sys.executable,
-        *arguments,
-        env=os.environ | (more or {}),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE if pipe else asyncio.subprocess.DEVNULL,
-        stderr=None if pipe else asyncio.subprocess.DEVNULL,
-    )
-
-
-async def _stop(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is None:
-        process.send_signal(signal.SIGTERM)
-    await process.wait()
-
-
-async def _until_answers(port: int, process: asyncio.subprocess.Process) -> None:
-    until = time.monotonic() + READY_SECONDS_MAX
-    while time.monotonic() < until and process.returncode is None:
-        try:
-            connection = await Connection.open(port)
-            status, _ = await connection.request(head("GET", "/readyz", ""))
-            connection.close()
-            if status == 200:
-                return
-        except (OSError, asyncio.IncompleteReadError):
-            pass
-        await asyncio.sleep(0.1)
-    raise Wrong("caravan up did not become ready")
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+            await stop(part)
 
 
 # ------------------------------------------------------------------ a run

@@ -13,7 +13,7 @@ from bench import fulfil, runs
 from bench.check import Wrong
 from bench.parts import Context, Result
 from bench.peers.adapter import Adapter, Way
-from bench.peers.race import Failed, find_adapter, race, redis_server
+from bench.peers.race import Failed, Ran, find_adapter, race, redis_server
 from bench.report import spread, table
 from bench.server import Server
 
@@ -26,10 +26,10 @@ WAITING = "peers_waiting"
 class Tried:
     """A peer's runs: every way once, with its processes; the best again and again, with ours beside it."""
 
-    ways: list[tuple[float, Way, int]] = field(default_factory=list[tuple[float, Way, int]])
+    ways: list[tuple[Ran, Way, int]] = field(default_factory=list[tuple[Ran, Way, int]])
     failed: list[str] = field(default_factory=list[str])
-    theirs: list[float] = field(default_factory=list[float])
-    ours: list[float] = field(default_factory=list[float])
+    theirs: list[Ran] = field(default_factory=list[Ran])
+    ours: list[Ran] = field(default_factory=list[Ran])
 
 
 @dataclass(slots=True)
@@ -40,13 +40,13 @@ class Track:
     redis: str
     payments: list[UUID]
 
-    async def theirs(self, name: str, way: Way, processes: int) -> float:
-        url = self.server.create("run", WAITING)
-        return len(self.payments) / await race(name, url, self.payments, way, processes, self.redis)
+    async def theirs(self, name: str, way: Way, processes: int) -> Ran:
+        return await race(name, self.server.create("run", WAITING), self.payments, way, processes, self.redis)
 
-    async def ours(self) -> float:
-        n = len(self.payments)
-        return (await runs.fulfil(self.server.create("run", WAITING), n, workers=WORKERS, whole=False)).per_second
+    async def ours(self) -> Ran:
+        url = self.server.create("run", WAITING)
+        done = await runs.fulfil(url, len(self.payments), workers=WORKERS, whole=False)
+        return Ran(done.per_second, done.cpu_us)
 
 
 async def run(context: Context) -> Result:
@@ -62,13 +62,15 @@ async def run(context: Context) -> Result:
                 adapter = find_adapter(name) if redis or name != "celery" else None
                 if adapter is None:
                     figures[name] = None
-                    rows.append([name, None, None, None, "absent: not installed"])
+                    rows.append([name, None, None, None, None, "absent: not installed"])
                     continue
                 tried = await _try(context, track, name, adapter, pairs)
                 figures[name] = _figures(adapter, tried)
                 ratios[name] = figures[name]["ratio"]
-                rows.append([name, *(figures[name][key] for key in ("per_second", "ours", "ratio")), _best(tried)])
-    header = ["peer", "fulfilments/s", "ours beside it", "ours / peer", "its best"]
+                dearer = figures[name]["cpu_ratio"]
+                found = [figures[name][key] for key in ("per_second", "ours", "ratio")]
+                rows.append([name, *found, dearer and dearer["median"], _best(tried)])
+    header = ["peer", "fulfilments/s", "ours beside it", "ours / peer", "its µs / ours", "its best"]
     return Result(figures, ratios, table(header, rows))
 
 
@@ -84,16 +86,16 @@ async def _try(context: Context, track: Track, name: str, adapter: Adapter, pair
         for processes in context.pick((1, 2), (1, 2, 4)):
             said = f"{name} {_words(way, processes)}"
             try:
-                rate = await track.theirs(name, way, processes)
+                ran = await track.theirs(name, way, processes)
             except (Failed, Wrong) as error:
                 tried.failed.append(f"{said}: {error}")
                 context.say(f"no figure: {tried.failed[-1]}")
                 continue
-            tried.ways.append((rate, way, processes))
-            context.say(f"{said}: {rate:,.0f} fulfilments/s")
+            tried.ways.append((ran, way, processes))
+            context.say(f"{said}: {ran.per_second:,.0f} fulfilments/s, {sum(ran.cpu_us.values()):,.0f} µs each")
     if not tried.ways:
         return tried
-    tried.ways.sort(key=lambda each: -each[0])
+    tried.ways.sort(key=lambda each: -each[0].per_second)
     _, way, processes = tried.ways[0]
     for pair in range(pairs):
         order = ("theirs", "ours") if pair % 2 == 0 else ("ours", "theirs")
@@ -102,7 +104,8 @@ async def _try(context: Context, track: Track, name: str, adapter: Adapter, pair
                 tried.ours.append(await track.ours())
             else:
                 tried.theirs.append(await track.theirs(name, way, processes))
-        context.say(f"{name} {tried.theirs[-1]:,.0f}, ours {tried.ours[-1]:,.0f} fulfilments/s")
+        theirs, ours = tried.theirs[-1], tried.ours[-1]
+        context.say(f"{name} {theirs.per_second:,.0f}, ours {ours.per_second:,.0f} fulfilments/s")
     return tried
 
 
@@ -110,17 +113,23 @@ def _figures(adapter: Adapter, tried: Tried) -> dict[str, Any]:
     said: dict[str, Any] = {
         "version": metadata.version(adapter.PACKAGE),
         "guarantee": adapter.GUARANTEE,
-        "ways": [{**way, "processes": processes, "per_second": round(rate, 1)} for rate, way, processes in tried.ways],
+        "ways": [
+            {**way, "processes": processes, "per_second": round(ran.per_second, 1), "cpu_us": ran.cpu_us}
+            for ran, way, processes in tried.ways
+        ],
         "failed": tried.failed,
         "per_second": None,
         "ours": None,
         "ratio": None,
+        "cpu_ratio": None,
     }
     if tried.theirs:
-        theirs, ours = spread(tried.theirs), spread(tried.ours)
-        ratios = spread([a / b for a, b in zip(tried.ours, tried.theirs, strict=True)], 2)
+        theirs, ours = (spread([ran.per_second for ran in each]) for each in (tried.theirs, tried.ours))
+        pairs = list(zip(tried.ours, tried.theirs, strict=True))
+        ratios = spread([a.per_second / b.per_second for a, b in pairs], 2)
+        dearer = spread([sum(b.cpu_us.values()) / sum(a.cpu_us.values()) for a, b in pairs], 2)
         said |= {"per_second": theirs["median"], "ours": ours["median"], "ratio": ratios["median"]}
-        said |= {"runs": theirs, "our_runs": ours, "ratios": ratios, "best": said["ways"][0]}
+        said |= {"runs": theirs, "our_runs": ours, "ratios": ratios, "best": said["ways"][0], "cpu_ratio": dearer}
     return said
 
 

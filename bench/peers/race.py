@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, cast
 from urllib.parse import quote, urlencode
@@ -28,6 +29,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from bench.check import check_delivered
+from bench.cpu import find_postmaster, tree_cpu_seconds
 from bench.peers.adapter import Adapter, Way
 
 POLL_SECONDS = 0.02
@@ -76,8 +78,16 @@ def as_uri(conninfo: str) -> str:
     return f"postgresql://{user}@/{name}?{urlencode(parts)}"
 
 
-async def race(name: str, url: str, payments: Sequence[UUID], way: Way, processes: int, redis: str = "") -> float:
-    """Seconds from the start until all of `payments` are delivered, checked. Raises Failed, and Wrong."""
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """Checked, or there would be none. `cpu_us`: of the processors per fulfilment, by the workers and the server."""
+
+    per_second: float
+    cpu_us: dict[str, float]
+
+
+async def race(name: str, url: str, payments: Sequence[UUID], way: Way, processes: int, redis: str = "") -> Ran:
+    """From the start until all of `payments` are delivered. Raises Failed, and Wrong."""
     adapter = find_adapter(name)
     assert adapter
     way = {**way, "processes": processes}
@@ -97,18 +107,22 @@ async def race(name: str, url: str, payments: Sequence[UUID], way: Way, processe
                     raise Failed(f"{name} did not start")
         async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
             await connection.execute("checkpoint")
+            watched = {"workers": [worker.pid for worker in workers], "server": [find_postmaster(url)]}
+            before = {who: tree_cpu_seconds(pids) for who, pids in watched.items()}
             began = time.monotonic()
             for worker in workers:
                 assert worker.stdin
                 worker.stdin.write(b"go\n")
             await _until_delivered(connection, name, workers, began, len(payments))
             seconds = time.monotonic() - began
+            us = 1e6 / len(payments)
+            cpu_us = {who: round((tree_cpu_seconds(pids) - before[who]) * us, 1) for who, pids in watched.items()}
     finally:
         for worker in workers:
             os.killpg(worker.pid, signal.SIGKILL)  # a session of its own: its children go with it
             await worker.wait()
     await check_delivered(url, len(payments))
-    return seconds
+    return Ran(len(payments) / seconds, cpu_us)
 
 
 async def _station(name: str, what: str, order: dict[str, Any]) -> asyncio.subprocess.Process:
