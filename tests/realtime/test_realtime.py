@@ -22,6 +22,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from caravan.apps.web import Server
 from caravan.db import Database, Tx
+from caravan.db.redis import Redis
 from caravan.db.wake import Wake
 from caravan.eventlog import outbox
 from caravan.events import CourseAccessGranted
@@ -101,8 +102,10 @@ async def house(db: Database, database_url: str) -> AsyncIterator[House]:
 
 
 @asynccontextmanager
-async def serve(db: Database, database_url: str, *more: APIRouter, hints: bool = True) -> AsyncGenerator[House]:
-    wake = Wake(database_url)
+async def serve(
+    db: Database, database_url: str, *more: APIRouter, hints: bool = True, redis: Redis | None = None
+) -> AsyncGenerator[House]:
+    wake = Wake(database_url, redis)
     db.on_hints = wake.send if hints else None
     gateway = Gateway(db, wake)
     app = FastAPI()

@@ -21,6 +21,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from time import monotonic
 from typing import Final
 from uuid import UUID
 
@@ -122,9 +123,10 @@ class ViewCache:
             done.exception()  # whoever waited has heard it; perhaps nobody does any more
 
     async def _make(self, db: Database, student_id: UUID, shown: Shown, make: Make) -> bytes:
+        began = monotonic()
         async with db.transaction("student-service", read_only=True) as tx:
             made = await make(tx)
-        await self._put(shown, student_id, made)
+        await self._put(shown, student_id, made, monotonic() - began)
         return made.body
 
     async def _get(self, shown: Shown, student_id: UUID) -> bytes | None:
@@ -137,10 +139,10 @@ class ViewCache:
             VIEW_READS.labels(shown, "miss").inc()
         return held
 
-    async def _put(self, shown: Shown, student_id: UUID, made: Made) -> None:
+    async def _put(self, shown: Shown, student_id: UUID, made: Made, age_seconds: float) -> None:
         seconds = SECONDS_MAX * random.uniform(1 - JITTER, 1)  # noqa: S311 - jitter: they don't all end at once
         if made.until is not None:
-            seconds = min(seconds, (made.until - made.now) / timedelta(seconds=1))
+            seconds = min(seconds, (made.until - made.now) / timedelta(seconds=1) - age_seconds)
         if seconds < 0.001:
             return
         value = mark_of(made.head, student_id) + made.body
