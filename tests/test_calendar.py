@@ -455,12 +455,22 @@ def test_callers_cannot_spoil_the_series_of_others():
 
 
 def test_purchases_of_one_slot_share_a_series_at_different_instants():
-    calendar._series.cache_clear()
+    calendar._stretch.cache_clear()
     pattern = daily("6:00 AM", "Asia/Kolkata")
     for second in range(50):
         now = datetime(2026, 1, 5, 12, 0, second, tzinfo=UTC)
-        session_starts(pattern, date(2026, 1, 9), 30, not_before=now)
-    assert calendar._series.cache_info().misses == 1
+        session_starts(pattern, date(2026, 1, 9 + second % 20), 30, not_before=now)
+    assert calendar._stretch.cache_info().misses <= 2
+
+
+def test_a_series_is_the_same_wherever_it_begins():
+    """Series are cut from stretches that purchases share; here one begins on each day of two of them."""
+    pattern = Pattern(time(2, 30), 60, (1, 3, 6), "Europe/Berlin")
+    holidays = frozenset({date(2026, 3, 28), date(2026, 5, 13)})
+    whole = session_starts(pattern, date(2026, 1, 1), 150, not_before=LONG_AGO, holidays=holidays)
+    for first in (date(2026, 1, 1) + n * DAY for n in range(130)):
+        later = [start for start in whole if start.astimezone(ZoneInfo("Europe/Berlin")).date() >= first]
+        assert session_starts(pattern, first, 40, not_before=LONG_AGO, holidays=holidays) == later[:40]
 
 
 # --- what checkout refuses ---

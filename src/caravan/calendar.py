@@ -13,6 +13,7 @@ Where the clock jumps, one rule each:
 """
 
 import re
+from bisect import bisect_left
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
@@ -32,6 +33,7 @@ MAX_SPAN_DAYS: Final = 10 * 366  # 400 weekly sessions take under eight years; t
 
 _DAY: Final = timedelta(days=1)
 _LEFT_OUT_DAYS: Final = 10  # more dates than any zone leaves out in ten years
+_STRETCH_DAYS: Final = 64
 _FAR_YEAR: Final = 9900  # the calendar ends with 9999
 _DAY_MINUTES: Final = 24 * 60
 _HALF_DAY_MINUTES: Final = 12 * 60
@@ -246,10 +248,7 @@ def session_starts(
         if begins is not None and begins >= not_before:
             break
         day += _DAY
-    # The key holds no instant, so that purchases of the same slot share one series all day long.
-    return list(
-        _series(pattern.start, pattern.zone_name, tuple(pattern.weekdays), day, count, frozenset(holidays)),
-    )
+    return list(_series(pattern.start, pattern.zone_name, tuple(pattern.weekdays), day, count, frozenset(holidays)))
 
 
 def check_series(
@@ -301,27 +300,40 @@ def check_requested_start(
         )
 
 
-@lru_cache(maxsize=2048)
 def _series(
     start: time, zone_name: str, weekdays: tuple[int, ...], first: date, count: int, holidays: frozenset[date]
 ) -> tuple[datetime, ...]:
     """`count` starts in UTC from the date `first` on."""
     if not weekdays or not set(weekdays) <= set(EVERY_DAY):
         raise InvalidSchedule("A schedule needs weekdays, from Monday (1) to Sunday (7).")
-    starts: list[datetime] = []
-    for ordinal in range(first.toordinal(), min(first.toordinal() + MAX_SPAN_DAYS, date.max.toordinal())):
-        day = date.fromordinal(ordinal)
-        if day.isoweekday() not in weekdays or day in holidays:
-            continue
-        begins = _start_on(day, start, zone_name)
-        if begins is None:
-            continue
-        starts.append(begins)
-        if len(starts) == count:
-            return tuple(starts)
+    begin, end = first.toordinal(), first.toordinal() + MAX_SPAN_DAYS
+    starts: tuple[datetime, ...] = ()
+    for stretch in range(begin // _STRETCH_DAYS, end // _STRETCH_DAYS + 1):
+        days, instants = _stretch(start, zone_name, weekdays, stretch, holidays)
+        starts += instants[bisect_left(days, begin) : bisect_left(days, end)]
+        if len(starts) >= count:
+            return starts[:count]
     raise InvalidSchedule(
         f"{count} sessions from {_spell_date(first)} can't be placed: too few of the dates are no holidays."
     )
+
+
+@lru_cache(maxsize=1024)
+def _stretch(
+    start: time, zone_name: str, weekdays: tuple[int, ...], number: int, holidays: frozenset[date]
+) -> tuple[list[int], tuple[datetime, ...]]:
+    """The dates (ordinals) and starts of a pattern in one stretch of the calendar: the same for all purchases of a
+    slot, whenever they begin."""
+    days: list[int] = []
+    starts: list[datetime] = []
+    for ordinal in range(max(1, number * _STRETCH_DAYS), min((number + 1) * _STRETCH_DAYS, date.max.toordinal())):
+        day = date.fromordinal(ordinal)
+        if day.isoweekday() in weekdays and day not in holidays:
+            begins = _start_on(day, start, zone_name)
+            if begins is not None:
+                days.append(ordinal)
+                starts.append(begins)
+    return days, tuple(starts)
 
 
 def _start_on(day: date, start: time, zone_name: str) -> datetime | None:

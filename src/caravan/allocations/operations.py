@@ -20,8 +20,7 @@ from caravan.allocations.matching import Need, Pick, assign, rank
 from caravan.allocations.plan import Plan, Slot, State, make_plan
 from caravan.allocations.search import (
     CANDIDATES_SHOWN,
-    NARROW,
-    WIDE,
+    REACHES,
     Asked,
     Reach,
     Search,
@@ -246,6 +245,8 @@ def _next_starts(state: State, plan: Plan, not_before: datetime, holidays: Colle
     # As within a series: a kept slot is in the way of two at most.
     count = min(calendar.MAX_SESSIONS, plan.wanted + 2 * len(plan.kept))
     starts = calendar.session_starts(state.pattern, state.start_date, count, not_before=not_before, holidays=holidays)
+    if not plan.kept:
+        return starts
     free = [start for start in starts if all(abs(start - kept) >= APART for kept in plan.kept)]
     if len(free) < plan.wanted:
         raise InvalidSchedule(f"{plan.wanted} more sessions don't fit beside the {len(plan.kept)} that are booked.")
@@ -262,7 +263,7 @@ async def _book(tx: Tx, cases: Sequence[_Case], only: UUID | None) -> None:
     first = [case for case in cases if only or case.state.waits]
     others = [case for case in cases if not (only or case.state.waits)]
     await _book_group(tx, cases, first, everybody, only)
-    await _book_group(tx, cases, others, [NARROW, WIDE, *everybody], only)
+    await _book_group(tx, cases, others, [*REACHES, *everybody], only)
 
 
 async def _book_group(
@@ -273,7 +274,7 @@ async def _book_group(
     by_id = {case.state.purchase_id: case for case in group}
     for reach in reaches:
         # Students who are taken are found by losing, or before it gets dear to go on.
-        if reach is not NARROW:
+        if reach is not REACHES[0]:
             await _refuse_clashing(tx, [case for case in group if case.open and case.need])
         if not await _search(tx, [case for case in group if case.open], reach, only):
             return

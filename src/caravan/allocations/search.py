@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from caravan import bookings
 from caravan.allocations.matching import Candidate, Need
 from caravan.db import Tx
+
+WEEK_MINUTES = 10_080
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +35,9 @@ class Reach:
     looked_at: int
 
 
-NARROW = Reach(4, 24)
-"""Enough for almost everybody, and for the load to be even: the better of a few is almost the best of all."""
-
-WIDE = Reach(24, 300)
-"""For those whose few are all taken."""
+REACHES = (Reach(3, 24), Reach(12, 96), Reach(48, 384))
+"""Three are enough for almost everybody, and keep the load even: the best of a few is nearly the best of all. Each
+further reach is for those whose few are taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +59,9 @@ NEEDS = f"""
 times as materialized (
   select r.series, r.during, range_merge(r.during) as span, w.week
   from series r
-  cross join lateral (
-    select range_agg(int4range(floor(minute)::int %% 10080,
-                               floor(minute)::int %% 10080 + r.minutes + (ceil(minute) > floor(minute))::int)) as week
-    from unnest(r.starts) slot cross join lateral (select date_part('epoch', slot) / 60 as minute) m) w
+  join (select u.series, range_agg(int4range(u.minute, u.minute + r.minutes)) as week
+        from unnest(%(week_series)b::int[], %(week_minutes)b::int[]) as u(series, minute) join series r using (series)
+        group by u.series) w using (series)
 ), needs as materialized (
   select n.*, s.latitude, s.longitude
   from unnest(%(ordinals)b::int[], %(purchases)b::uuid[], %(courses)b::uuid[], %(modes)b::text[],
@@ -205,7 +205,10 @@ async def search_trainers(tx: Tx, asked: Sequence[Asked], *, only: UUID | None =
 
 def _params(asked: Sequence[Asked]) -> dict[str, Any]:
     series, numbers = bookings.pack_series([each.need.series for each in asked])
+    weeks = {number: minutes_of_week(each.need.series.starts) for number, each in zip(numbers, asked, strict=True)}
     return series | {
+        "week_series": [number for number, minutes in weeks.items() for _ in minutes],
+        "week_minutes": [minute for minutes in weeks.values() for minute in minutes],
         "ordinals": list(range(len(asked))),
         "purchases": [each.need.purchase_id for each in asked],
         "courses": [each.course_id for each in asked],
@@ -214,6 +217,17 @@ def _params(asked: Sequence[Asked]) -> dict[str, Any]:
         "need_series": numbers,
         "current": [each.need.current_trainer for each in asked],
     }
+
+
+def minutes_of_week(starts: Sequence[datetime]) -> set[int]:
+    """At which minutes of the week slots begin, counted as in trainer_time; both, where one begins between two."""
+    minutes: set[int] = set()
+    for start in starts:
+        minute, seconds = divmod(start.timestamp(), 60)
+        minutes.add(int(minute) % WEEK_MINUTES)
+        if seconds:
+            minutes.add((int(minute) + 1) % WEEK_MINUTES)
+    return minutes
 
 
 def _search(row: Mapping[str, Any]) -> Search:
