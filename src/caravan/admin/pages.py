@@ -8,7 +8,7 @@ from datetime import date, timedelta
 from typing import Annotated, Any, Final
 from uuid import UUID
 
-from fastapi import APIRouter, Form, Query, Request, Response
+from fastapi import APIRouter, Depends, Form, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
 from caravan.admin import actions, purchases, wording
@@ -19,11 +19,14 @@ from caravan.deliveries import Stage
 from caravan.errors import Conflict, DomainError, Invalid
 from caravan.eventlog.dead_letters import list_dead_letters
 from caravan.eventlog.lag import list_lag
+from caravan.eventlog.standing import stand
 from caravan.eventlog.workers import list_workers
+from caravan.fulfilment import alerts
 from caravan.fulfilment.repair import Repaired
 from caravan.fulfilment.wording import reason_words, still_waits
 from caravan.payments.providers import list_providers
 from caravan.web.auth import Actor
+from caravan.web.credentials import find_token
 from caravan.web.deps import Db, SettingsDep
 from caravan.web.pages import environment, page_actor, render
 from caravan.web.policies import POLICIES, judge
@@ -34,7 +37,18 @@ UNCLAIMED_SHOWN: Final = 20
 WAITS: Final = "waits"  # what a page is told of a repair that could move nothing
 CENTS: Final = re.compile(r"(\d{1,10})(?:\.(\d{2}))?")
 
-router = APIRouter(prefix="/admin", include_in_schema=False)
+
+
+async def _read_alerts(request: Request, db: Db) -> None:
+    """For the banner of every page. Who has no sign-in at all gets no page either."""
+    request.state.alerts, request.state.watched = [], True
+    if find_token(request):
+        async with db.transaction(SOURCE, read_only=True) as tx:
+            request.state.alerts = await alerts.list_open(tx)
+            request.state.watched = await alerts.is_watched(tx)
+
+
+router = APIRouter(prefix="/admin", include_in_schema=False, dependencies=[Depends(_read_alerts)])
 Reader = Annotated[Actor, page_actor("admin:read")]
 Presser = Annotated[Actor, page_actor("admin:repair")]
 Text = Annotated[str, Form(max_length=2000), Storable]
@@ -81,6 +95,7 @@ def show(request: Request, actor: Actor, template: str, *, status_code: int = 20
         return actor.role in POLICIES[action]
 
     context |= {"may": may, "state": wording.state_sentence, "precise": wording.precise}
+    context |= {"alerts": request.state.alerts, "watched": request.state.watched, "where": wording.where_to_look}
     return render(request, actor, f"admin/{template}", status_code=status_code, **context)
 
 
@@ -177,7 +192,15 @@ async def _dead_letters(request: Request, actor: Actor, db: Db, problem: DomainE
 @router.get("/workers")
 async def workers_page(request: Request, actor: Reader, db: Db) -> Response:
     async with db.transaction(SOURCE, read_only=True) as tx:
-        return show(request, actor, "workers.html", lags=await list_lag(tx), workers=await list_workers(tx), now=tx.now)
+        lags = await list_lag(tx)
+        return show(request, actor, "workers.html", lags=lags, standings=stand(await list_workers(tx), lags))
+
+
+@router.get("/alerts")
+async def alerts_page(request: Request, actor: Reader, db: Db) -> Response:
+    """What is so now, and what was."""
+    async with db.transaction(SOURCE, read_only=True) as tx:
+        return show(request, actor, "alerts.html", ended=await alerts.list_ended(tx), now=tx.now)
 
 
 # ------------------------------------------------------------------ pressing

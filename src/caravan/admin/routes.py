@@ -12,6 +12,8 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from caravan.admin import actions, purchases
 from caravan.admin.overview import get_overview
 from caravan.admin.schemas import (
+    AlertOut,
+    AlertsOut,
     AllocationOut,
     AllocationsOut,
     ApproveIn,
@@ -35,15 +37,16 @@ from caravan.admin.schemas import (
     RefundOut,
     RepairedOut,
     SyncedOut,
-    WorkerOut,
     WorkersOut,
 )
 from caravan.db import Database, Tx
 from caravan.deliveries import Stage
 from caravan.eventlog.dead_letters import list_dead_letters
 from caravan.eventlog.lag import list_lag
+from caravan.eventlog.standing import stand
 from caravan.eventlog.subscription import Subscription
 from caravan.eventlog.workers import list_workers
+from caravan.fulfilment import alerts
 from caravan.fulfilment.diagnose import diagnose
 from caravan.ids import new_id
 from caravan.payments.providers import list_providers
@@ -189,14 +192,23 @@ async def get_dead_letters(
 
 @router.get("/workers")
 async def get_workers(_actor: Reader, db: Db) -> WorkersOut:
+    """Who works, each with its state in a word and a sentence; and the services that have nobody."""
     async with db.transaction(SOURCE, read_only=True) as tx:
-        return WorkersOut(items=[WorkerOut.of(worker) for worker in await list_workers(tx)])
+        return WorkersOut.of(stand(await list_workers(tx), await list_lag(tx)))
 
 
 @router.get("/lag")
 async def get_lag(_actor: Reader, db: Db) -> LagsOut:
     async with db.transaction(SOURCE, read_only=True) as tx:
         return LagsOut(items=[LagOut.of(lag) for lag in await list_lag(tx)])
+
+
+@router.get("/alerts")
+async def get_alerts(_actor: Reader, db: Db, state: Literal["open", "all"] = "open") -> AlertsOut:
+    """What somebody should know of the platform itself; `all`: with what has ended."""
+    async with db.transaction(SOURCE, read_only=True) as tx:
+        found = await alerts.list_open(tx) + (await alerts.list_ended(tx) if state == "all" else [])
+    return AlertsOut(items=[AlertOut.of(alert) for alert in found])
 
 
 # ------------------------------------------------------------------ payments

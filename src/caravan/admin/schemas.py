@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import date, datetime, time
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -11,7 +13,8 @@ from pydantic import AliasChoices, Field, model_validator
 from caravan.admin import overview, purchases
 from caravan.eventlog.dead_letters import DeadLetter
 from caravan.eventlog.lag import GroupLag
-from caravan.eventlog.workers import WorkerRow
+from caravan.eventlog.standing import Standing
+from caravan.fulfilment.alerts import Alert
 from caravan.fulfilment.diagnose import Action, Finding
 from caravan.web.schemas import CalendarDate, In, Note, Out
 
@@ -349,14 +352,34 @@ class WorkerOut(Out):
     failing_event_id: UUID | None
     failing_since: datetime | None
     last_error: str | None
+    state: str
+    sentence: str
 
-    @staticmethod
-    def of(worker: WorkerRow) -> WorkerOut:
-        return WorkerOut.model_validate(worker, from_attributes=True)
+
+class MissingOut(Out):
+    """A service that should have a worker and has none that ever told of itself, or whose last one went in order."""
+
+    service: str
+    state: str
+    sentence: str
 
 
 class WorkersOut(Out):
     items: list[WorkerOut]
+    missing: list[MissingOut]
+
+    @staticmethod
+    def of(standings: Sequence[Standing]) -> WorkersOut:
+        return WorkersOut(
+            items=[
+                WorkerOut.model_validate({**asdict(each.worker), "state": each.state, "sentence": each.sentence})
+                for each in standings
+                if each.worker is not None
+            ],
+            missing=[
+                MissingOut.model_validate(each, from_attributes=True) for each in standings if each.worker is None
+            ],
+        )
 
 
 class LagOut(Out):
@@ -432,3 +455,26 @@ class OverviewOut(Out):
                 "lastWeek": FunnelOut.model_validate(seen.last_week, from_attributes=True),
             },
         )
+
+
+class AlertOut(Out):
+    """`endedAt` null: it is so now."""
+
+    id: UUID
+    name: str
+    subject: str
+    severity: str
+    said: str
+    facts: dict[str, Any]
+    began_at: datetime
+    ended_at: datetime | None
+
+    @staticmethod
+    def of(alert: Alert) -> AlertOut:
+        return AlertOut.model_validate(alert, from_attributes=True)
+
+
+class AlertsOut(Out):
+    """What is so now, critical first, then what was, the latest first."""
+
+    items: list[AlertOut]

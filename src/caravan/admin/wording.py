@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from caravan.admin.purchases import Listed
+from caravan.fulfilment.alerts import Alert
 from caravan.fulfilment.wording import reason_words, stage_words
 from caravan.web.formats import duration, money
 
@@ -17,6 +18,21 @@ def precise(instant: datetime, zone_name: str | None) -> str:
     except (ZoneInfoNotFoundError, ValueError):
         local = instant.astimezone(UTC)
     return f"{local.day} {local:%b %Y, %H:%M:%S}.{local.microsecond // 1000:03d} {local.tzname()}"
+
+
+def where_to_look(alert: Alert) -> str:
+    """The page of the console on which an alert's matter is mended."""
+    match alert.name:
+        case "MONEY_OVERDUE":
+            return "/admin/waiting"
+        case "MONEY_WAITING":
+            return f"/admin/waiting?reason={alert.subject}"
+        case "MONEY_UNCLAIMED":
+            return "/admin#unclaimed"
+        case "DEAD_LETTERS":
+            return "/admin/dead-letters"
+        case _:
+            return "/admin/workers"
 
 
 def state_sentence(line: Listed, now: datetime) -> str:

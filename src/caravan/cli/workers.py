@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from uuid import UUID
 
@@ -15,6 +16,7 @@ from caravan.db import Database, Tx
 from caravan.eventlog import dead_letters
 from caravan.eventlog.dead_letters import DeadLetter
 from caravan.eventlog.lag import GroupLag, list_lag
+from caravan.eventlog.standing import stand
 from caravan.eventlog.subscription import register_groups
 from caravan.eventlog.workers import WorkerRow, list_workers
 from caravan.settings import Settings
@@ -24,27 +26,28 @@ LISTED_MAX = 200
 
 
 def workers(data: Path | None, *, as_json: bool) -> int:
-    async def work(db: Database, _settings: Settings) -> list[WorkerRow]:
+    async def work(db: Database, _settings: Settings) -> tuple[list[WorkerRow], list[GroupLag]]:
         async with db.transaction(SOURCE, read_only=True) as tx:
-            return await list_workers(tx)
+            return await list_workers(tx), await list_lag(tx)
 
-    found = run(data, work)
+    found, lags = run(data, work)
+    known = [(each.worker, each) for each in stand(found, lags) if each.worker is not None]
     missing = [name for name in BACKGROUND if not any(row.alive and row.service == name for row in found)]
-    show({"items": found, "missing": missing}, as_json=as_json)
+    items = [asdict(row) | {"state": each.state, "sentence": each.sentence} for row, each in known]
+    show({"items": items, "missing": missing}, as_json=as_json)
     if not as_json:
         table(
-            ("service", "state", "last turn", "events", "since", "name", "trouble"),
+            ("service", "last turn", "events", "since", "name", "what it means"),
             [
                 (
                     row.service,
-                    "alive" if row.alive else "gone",
                     f"{duration(row.progress_age_seconds)} ago",
                     row.events_done,
                     f"{row.started_at:%Y-%m-%d %H:%M:%S %Z}",
                     row.name,
-                    row.last_error,
+                    each.sentence,
                 )
-                for row in found
+                for row, each in known
             ],
             empty="No worker runs: none was started, or all were stopped.",
         )

@@ -20,12 +20,18 @@ class GroupLag:
 
     @property
     def state(self) -> str:
-        """idle, working, behind or down: in words an operator reads."""
-        if not self.messages:
-            return "idle" if self.workers_alive else "stopped"
+        """idle (nothing waiting), working, behind, down (events wait, nobody is there) or unknown (nothing waits, and
+        nobody is there who would say)."""
         if not self.workers_alive:
-            return "down"
+            return "down" if self.messages else "unknown"
+        if not self.messages:
+            return "idle"
         return "behind" if self.seconds > BEHIND_SECONDS else "working"
+
+    @property
+    def waiting(self) -> str:
+        """`1 event waits`, `12 events wait`."""
+        return "1 event waits" if self.messages == 1 else f"{self.messages} events wait"
 
     @property
     def sentence(self) -> str:
@@ -33,19 +39,18 @@ class GroupLag:
 
     def tell(self, start: str) -> str:
         """The state in a sentence; `start` is the command that starts a missing worker here."""
-        waiting = f"{self.messages} event{'s' if self.messages != 1 else ''} wait{'s' if self.messages == 1 else ''}"
         if self.state == "idle":
             return "Idle: nothing waiting."
-        if self.state == "stopped":
-            return f"No {self.service} is alive; nothing waits yet. Start it: {start}"
+        if self.state == "unknown":
+            return f"Unknown: nothing waits, and no {self.service} is alive to say so. Start it: {start}"
         if self.state == "down":
             return (
-                f"{waiting} and no {self.service} is alive: nothing will start until one does."
+                f"Down? {self.waiting} and no {self.service} is alive: nothing will start until one does."
                 f" Start it: {start}"
             )
         if self.state == "behind":
-            return f"Behind: {waiting}, the oldest for {self.seconds:.0f} s."
-        return f"Working: {waiting}, the oldest for {self.seconds:.1f} s."
+            return f"Behind: {self.waiting}, the oldest for {self.seconds:.0f} s."
+        return f"Working: {self.waiting}, the oldest for {self.seconds:.1f} s."
 
 
 BEHIND_SECONDS = 10.0

@@ -303,6 +303,16 @@ async def list_open(tx: Tx) -> list[Alert]:
     return await tx.all(LIST_OPEN, into=Alert)
 
 
+IS_WATCHED = """
+select exists (select from workers where service = 'reconciler' and expires_at > clock_timestamp())
+"""
+
+
+async def is_watched(tx: Tx) -> bool:
+    """Whether anybody looks: without a reconciler no alert begins or ends."""
+    return await tx.value(IS_WATCHED)
+
+
 LIST_ENDED = """
 select id, name, subject, severity, said, facts, began_at, raised_at, ended_at from alerts
 where ended_at is not null order by began_at desc limit %(limit)s

@@ -43,6 +43,7 @@ CONSOLE: Final = (
     ("/admin/purchases", "Purchases"),
     ("/admin/dead-letters", "Dead letters"),
     ("/admin/workers", "Workers"),
+    ("/admin/alerts", "Alerts"),
 )
 MENU: Final[dict[Role, tuple[tuple[str, str], ...]]] = {
     Role.STUDENT: (("/home", "Home"), ("/courses", "Catalogue"), ("/learning", "Learning")),
