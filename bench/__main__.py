@@ -18,6 +18,7 @@ from bench.check import Wrong
 from bench.machine import Steal, describe_machine
 from bench.parts import Context, Result, list_parts, load_part
 from bench.report import REPORT, judge, merge_report
+from bench.server import sweep
 
 SCALES = ("small", "full")
 STEAL_PERCENT_MAX = 5
@@ -46,6 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = read_arguments(sys.argv[1:] if arguments is None else arguments)
     signal.signal(signal.SIGTERM, _end)  # so that the servers end with us
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    sweep()
     machine = describe_machine()
     _say_machine(machine)
     failed = 0

@@ -33,14 +33,16 @@ with trainer as materialized (
   from generate_series(0, %(purchases)s - 1) i
 )
 select i, to_come, trainer.id as trainer_id, taught.course_id,
+  pg_temp.make_id(2, i) as checkout_id, pg_temp.make_id(3, i) as payment_id, pg_temp.make_id(4, i) as purchase_id,
+  pg_temp.make_id(5, i) as booking_id, pg_temp.make_id(6, i) as allocation_id,
   -- Two purchases a student, one after the other; whose time is to come has that one only.
   pg_temp.make_id(1, case when to_come then 100000000 + i
     else t + %(trainers)s * (place %% {hours} + {hours} * (place / {hours} / 2)) end) as student_id,
   case when to_come then date_trunc('day', now()) + interval '5 days'
     else date_trunc('day', now()) - make_interval(days => (30 + 25 * (place / {hours}))::int) end
-    + make_interval(hours => case when to_come then (4 + place %% 8)::int else (place %% {hours})::int end, mins => 30)
-    as first_at
-from numbered join trainer using (t) join taught on taught.trainer_id = trainer.id
+    + interval '30 minutes' + interval '1 hour' * case when to_come then 4 + (abs(hashint8(t)::bigint) + place) %% 8
+                                                       else place %% {hours} end as first_at
+from numbered join trainer using (t) join taught on taught.trainer_id = trainer.id order by i
 """
 WRITE_PAST = """
 analyze past;
@@ -48,36 +50,36 @@ insert into students (id, name, timezone, created_at)
   select distinct student_id, 'A student', 'Asia/Kolkata', now() - interval '3 years' from past;
 insert into checkouts (id, student_id, course_id, sessions, price_cents, currency, session_minutes, weekdays,
     learning_mode, timezone, slot_start, start_date, raw, created_at, expires_at, paid_by)
-  select pg_temp.make_id(2, i), student_id, course_id, {each}, 240000, 'INR', 60, '{{1,2,3,4,5,6,7}}', 'online',
+  select checkout_id, student_id, course_id, {each}, 240000, 'INR', 60, '{{1,2,3,4,5,6,7}}', 'online',
     'Asia/Kolkata', (first_at at time zone 'Asia/Kolkata')::time, (first_at at time zone 'Asia/Kolkata')::date, '{{}}',
-    first_at - interval '7 days', first_at - interval '7 days', pg_temp.make_id(3, i) from past order by i;
+    first_at - interval '7 days', first_at - interval '7 days', payment_id from past;
 insert into payments (id, checkout_id, student_id, provider, status, amount_cents, currency, captured_cents,
     captured_currency, captured_at, metadata, created_at, updated_at)
-  select pg_temp.make_id(3, i), pg_temp.make_id(2, i), student_id, 'sandbox', 'succeeded', 240000, 'INR', 240000, 'INR',
+  select payment_id, checkout_id, student_id, 'sandbox', 'succeeded', 240000, 'INR', 240000, 'INR',
     first_at - interval '7 days', '{{"sessionCount": {each}}}', first_at - interval '7 days',
-    first_at - interval '7 days' from past order by i;
+    first_at - interval '7 days' from past;
 insert into student_course_purchases (id, checkout_id, payment_id, student_id, course_id, purchase_tier,
     session_minutes, weekdays, learning_mode, group_size, timezone, slot_start, start_date, metadata, created_at)
-  select pg_temp.make_id(4, i), pg_temp.make_id(2, i), pg_temp.make_id(3, i), student_id, course_id, {each}, 60,
+  select purchase_id, checkout_id, payment_id, student_id, course_id, {each}, 60,
     '{{1,2,3,4,5,6,7}}', 'online', 1, 'Asia/Kolkata', (first_at at time zone 'Asia/Kolkata')::time,
-    (first_at at time zone 'Asia/Kolkata')::date, '{{}}', first_at - interval '7 days' from past order by i;
+    (first_at at time zone 'Asia/Kolkata')::date, '{{}}', first_at - interval '7 days' from past;
 insert into bookings (id, kind, purchase_id, trainer_id, student_id, starts, minutes, during, created_at)
-  select pg_temp.make_id(5, i), 'package', pg_temp.make_id(4, i), trainer_id, student_id, s.starts, 60, s.during,
+  select booking_id, 'package', purchase_id, trainer_id, student_id, s.starts, 60, s.during,
     first_at - interval '7 days'
   from past cross join lateral (
     select array_agg(slot order by slot) as starts, range_agg(tstzrange(slot, slot + interval '1 hour')) as during
-    from (select first_at + d * interval '1 day' as slot from generate_series(0, {each} - 1) d) slots) s order by i;
+    from (select first_at + d * interval '1 day' as slot from generate_series(0, {each} - 1) d) slots) s;
 insert into trainer_allocations (id, purchase_id, student_id, course_id, trainer_id, booking_id, status, metadata,
     created_at, updated_at)
-  select pg_temp.make_id(6, i), pg_temp.make_id(4, i), student_id, course_id, trainer_id, pg_temp.make_id(5, i),
+  select allocation_id, purchase_id, student_id, course_id, trainer_id, booking_id,
     case when to_come then 'approved' else 'completed' end, '{{"sessionCount": {each}}}', first_at - interval '7 days',
-    first_at from past order by i;
+    first_at from past;
 insert into tutoring_sessions (purchase_id, seq, id, allocation_id, booking_id, student_id, course_id, trainer_id,
     starts_at, ends_at, status)
-  select pg_temp.make_id(4, i), d + 1, pg_temp.make_id(7, i * {each} + d), pg_temp.make_id(6, i),
-    pg_temp.make_id(5, i), student_id, course_id, trainer_id, first_at + d * interval '1 day',
-    first_at + d * interval '1 day' + interval '1 hour', case when to_come then 'scheduled' else 'completed' end
-  from past cross join generate_series(0, {each} - 1) d order by i, d
+  select purchase_id, d + 1, new_id(), allocation_id, booking_id, student_id, course_id, trainer_id,
+    first_at + d * interval '1 day', first_at + d * interval '1 day' + interval '1 hour',
+    case when to_come then 'scheduled' else 'completed' end
+  from past cross join generate_series(0, {each} - 1) d
 """
 
 # The large tables' indexes are built afterwards, from the present schema's own words.

@@ -7,6 +7,7 @@ once, so that every run begins with the same pages.
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -18,9 +19,10 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from caravan.db.embedded import EmbeddedPostgres
+from caravan.db.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from caravan.db.migrate import migrate
 
+PREFIX = "caravan-bench-server-"
 EMPTY = "bench_empty"
 
 # Room for memory and for WAL, so that no run is about a checkpoint; everything that makes a commit durable is on.
@@ -53,7 +55,7 @@ class Server:
     def __init__(self, settings: dict[str, str] | None = None, *, counting: bool = False) -> None:
         self.settings = SETTINGS | (COUNTING if counting else {}) | (settings or {})
         self.counting = counting
-        self.folder = Path(tempfile.mkdtemp(prefix="caravan-bench-"))
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
         self.folder.chmod(0o711)  # PostgreSQL's own user must get in when root runs this
         self.postgres = EmbeddedPostgres(self.folder, extra_settings=self.settings)
         self.url = ""
@@ -115,3 +117,21 @@ class Server:
     def _run(self, statement: sql.Composed) -> None:
         with psycopg.connect(self.url, autocommit=True) as connection:
             connection.execute(statement)
+
+
+def sweep() -> None:
+    """Runs that were killed left a server and a folder each: end those whose process is gone."""
+    if not Path("/proc/self").exists():
+        return  # only where we can tell who lives
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
+        owner = folder.name.removeprefix(PREFIX).split("-")[0]
+        try:
+            if folder.stat().st_uid != os.geteuid() or not owner.isdigit() or Path(f"/proc/{owner}").exists():
+                continue
+            left = EmbeddedPostgres(folder)
+            if left.is_running():
+                left.start()  # takes it over
+                left.stop()
+        except (FileNotFoundError, EmbeddedPostgresError):
+            continue  # another run sweeps too
+        shutil.rmtree(folder, ignore_errors=True)
