@@ -16,6 +16,7 @@ import pytest
 from psycopg.rows import dict_row
 
 from tests.apps.running import Up, caravan, until
+from tests.redis_server import RedisServer
 
 AI_PAYMENT = "5dc56599-cd44-4672-ab73-2bf7f789ef34"
 ROBOTICS_PAYMENT = "fb8f4aae-7fb3-43d0-8782-cacbaea2cc8c"
@@ -375,3 +376,34 @@ def test_the_incidents_are_rehearsed_again_and_again(up: Up) -> None:
     ]
     assert run(up, "doctor")["ok"] is True
     assert all(service["state"] == "running" for service in up.ask("status")["services"].values())
+
+
+# ------------------------------------------------------------------ with a Redis
+
+
+def test_clear_cache_makes_redis_forget_what_it_has_of_a_student(up: Up, redis_server: RedisServer) -> None:
+    student = up.demo["students"][0]["id"]
+    [head] = rows(up, "select coalesce(max(seq), 0) as seq from student_feed where student_id = %s", student)
+    for view in ("home", "learning"):
+        redis_server.ask("SET", f"student:{view}:{student}", f"{head['seq']} - {student}\n{{}}")
+    for cleared in (2, 0):
+        done = caravan("clear-cache", student, "--data", up.data, "--json", REDIS_URL=redis_server.url)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert json.loads(done.stdout)["cleared"] == cleared
+    assert redis_server.get(f"student:home:{student}") == f"{head['seq']}\n".encode()
+    redis_server.ask("CONFIG", "SET", "maxmemory", "1")
+    assert "maxmemory" in _refused_by_redis(up, student, redis_server.url)
+    redis_server.ask("CONFIG", "SET", "requirepass", "hunter2")
+    assert "wrong user or password" in _refused_by_redis(up, student, redis_server.url.replace("//", "//:nope@"))
+    redis_server.kill()
+    assert "connecting to" in _refused_by_redis(up, student, redis_server.url)
+
+
+def _refused_by_redis(up: Up, student: str, url: str) -> str:
+    done = caravan("clear-cache", student, "--data", up.data, REDIS_URL=url)
+    assert done.returncode == 1
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("caravan: Redis (REDIS_URL) did not do it: ")
+    assert line.endswith("[REDIS_DID_NOT]")
+    assert "nope" not in done.stderr
+    return line

@@ -16,6 +16,7 @@ from caravan.cli.database import actor, run
 from caravan.cli.options import FINE, FOUND_PROBLEMS
 from caravan.cli.output import show
 from caravan.db import Database, Tx
+from caravan.db.redis import Redis, RedisError, close_now, connect
 from caravan.errors import DomainError, NotFound
 from caravan.eventlog import outbox
 from caravan.events import CourseAccessGranted, PurchaseCreated
@@ -27,9 +28,12 @@ from caravan.fulfilment.gaps import GAPS, Step, list_gap
 from caravan.fulfilment.repair import OperatorMustDecide, PaymentNotFound, Repaired, run_step
 from caravan.fulfilment.wording import reason_words, stage_words
 from caravan.settings import Settings
+from caravan.student_views.cache import ViewCache
+from caravan.student_views.queries import list_ends
 from caravan.web import audit
 
 SOURCE = "caravan-cli"
+REDIS_SECONDS_MAX = 2.0
 
 
 class DryRun(Exception):
@@ -335,13 +339,37 @@ class StudentNotFound(NotFound):
     code = "STUDENT_NOT_FOUND"
 
 
+class RedisDidNot(DomainError):
+    """Redis did not forget anything (see REDIS_URL)."""
+
+    code = "REDIS_DID_NOT"
+    status = 503
+
+
 def clear_cache(data: Path | None, student_id: UUID, *, as_json: bool) -> int:
-    async def work(db: Database, _settings: Settings) -> None:
+    async def work(db: Database, settings: Settings) -> int | None:
         async with db.transaction(SOURCE, read_only=True) as tx:
             if await tx.value("select id from students where id = %(id)s", {"id": student_id}) is None:
                 raise StudentNotFound
+            head = (await list_ends(tx, [student_id]))[student_id]
+        return await _forget(settings.redis_url, student_id, head.version) if settings.redis_url else None
 
-    run(data, work)
-    said = "There is no cache to clear (REDIS_URL is not set): home and learning come straight from the database."
-    show({"student_id": student_id, "cleared": 0, "detail": said}, as_json=as_json, text=said)
+    cleared = run(data, work)
+    if cleared is None:
+        said = "There is no cache to clear (REDIS_URL is not set): home and learning come straight from the database."
+    else:
+        views = "view" if cleared == 1 else "views"
+        said = f"{cleared} cached {views} forgotten: the next look comes from the database."
+    show({"student_id": student_id, "cleared": cleared or 0, "detail": said}, as_json=as_json, text=said)
     return FINE
+
+
+async def _forget(url: str, student_id: UUID, version: int) -> int:
+    """Raises RedisDidNot."""
+    try:
+        close_now(await connect(url))  # says why not; what keeps a connection only logs it
+        async with Redis(url) as redis:
+            await redis.wait_until_up(REDIS_SECONDS_MAX)
+            return await ViewCache(redis).clear(student_id, version)
+    except RedisError as error:
+        raise RedisDidNot(f"Redis (REDIS_URL) did not do it: {error}") from None

@@ -210,8 +210,9 @@ class Redis:
                 try:
                     wire = await connect(self.url)
                 except RedisAway as error:
-                    self._tell_lost(str(error))
                     attempt += 1
+                    if attempt > 1:  # a process that starts may be too busy itself to hear the first answer in time
+                        self._tell_lost(str(error))
                     await asyncio.sleep(pause_seconds(attempt))
                     continue
                 attempt = 0
