@@ -88,6 +88,7 @@ def subscribe(notice: timedelta = NOTICE, views: ViewCache | None = None) -> tup
                 (event for event in ALL if event is not PurchaseConfirmed and event not in RESOURCES),
                 partial(student_views.invalidate_views, cache=views),
             ),
+            notes_only=views is None,
         ),
     )
 

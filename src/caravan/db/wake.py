@@ -24,6 +24,7 @@ from caravan.db.redis_hints import RedisHints
 CHANNEL = "caravan"
 PAYLOAD_BYTES_MAX = 7900  # PostgreSQL refuses 8000
 EVERYTHING = "*"
+KIND = "#"  # begins a key that says what kind of thing happened, not to whom; there are few, so they always fit
 ALSO_PUBLISHED = "+"  # the first word of a payload whose keys went over Redis too
 PING_SECONDS = 20.0
 
@@ -47,6 +48,7 @@ class Wake:
         self._pending: set[str] = set()
         self._gathered = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self._own_pid = 0  # of the connection that notifies: what it says is known here
 
     def subscribe(self, listener: Listener) -> None:
         self._listeners.append(listener)
@@ -96,6 +98,7 @@ class Wake:
             try:
                 async with await _connect(self._url) as connection:
                     await connection.execute("set synchronous_commit = off")
+                    self._own_pid = connection.info.backend_pid
                     while True:
                         await self._gathered.wait()
                         self._gathered.clear()
@@ -109,11 +112,12 @@ class Wake:
     async def _publish(self, keys: set[str]) -> str:
         """Over Redis, where there is one; what the NOTIFY is to say."""
         published = False
+        kinds = {key for key in keys if key.startswith(KIND)}
         if self._over_redis and EVERYTHING not in keys:
-            published = await self._over_redis.publish(keys)
+            published = await self._over_redis.publish(keys - kinds)
         said = " ".join(sorted(keys))
         if len(said) > PAYLOAD_BYTES_MAX:
-            said = EVERYTHING
+            said = " ".join([EVERYTHING, *sorted(kinds)])
         return f"{ALSO_PUBLISHED} {said}" if published else said
 
     def _hear(self, payload: str) -> None:
@@ -134,7 +138,8 @@ class Wake:
                     self._tell(frozenset((EVERYTHING,)))  # whatever was said while nobody listened
                     while True:
                         async for note in connection.notifies(timeout=PING_SECONDS):
-                            self._hear(note.payload)
+                            if note.pid != self._own_pid:
+                                self._hear(note.payload)
                         await connection.execute("select 1")  # a half-open socket answers nothing: find out
             except psycopg.Error as error:
                 log.warning("listening for hints again", error=str(error).strip())

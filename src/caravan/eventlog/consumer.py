@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import replace
 from uuid import UUID
 
-from caravan.db import Database
+from caravan.db import Database, Tx
 from caravan.db.wake import Wake
 from caravan.errors import is_transient
 from caravan.eventlog import postgres_log, workers
@@ -19,6 +19,7 @@ from caravan.events import BY_TYPE
 __all__ = ["KNOWN_TYPES", "PAGE_EVENTS_MAX", "Consumer", "Hung", "describe"]
 
 SAVE_SECONDS = 30.0  # how old a stored position may grow while only others' events go by
+NOTED_EVENTS_MAX = 4096  # in one page of a group that does nothing with them
 KNOWN_TYPES = list(BY_TYPE)
 
 
@@ -32,8 +33,9 @@ class Consumer(Member):
         worker: Worker,
         *,
         wake: Wake | None = None,
-        page_events_max: int = PAGE_EVENTS_MAX,
+        page_events_max: int | None = None,
     ) -> None:
+        page_events_max = page_events_max or (NOTED_EVENTS_MAX if subscription.notes_only else PAGE_EVENTS_MAX)
         super().__init__(db, subscription, worker, wake=wake, page_events_max=page_events_max)
         self._types = subscription.types
         self._cursors: dict[UUID, Cursor] = {}
@@ -121,16 +123,26 @@ class Consumer(Member):
         async with self.db.transaction(self.worker.service) as tx:
             cursor = await postgres_log.lock_cursor(tx, cursor, self.worker.name, self.worker.incarnation)
             limit = self._limit(cursor.id)
-            page = await postgres_log.read_page(tx, cursor, self._types, KNOWN_TYPES, limit)
-            last = page[-1][0] if page else 0
-            moved = cursor.finished() if len(page) < limit else replace(cursor, last_id=last)
-            if page:
-                await self._handle(tx, [envelope for _position, envelope in page])
+            events, last = await self._take(tx, cursor, limit)
+            moved = cursor.finished() if events < limit else replace(cursor, last_id=last)
+            if events:
                 await postgres_log.move_cursor(tx, moved)
         self._cursors[cursor.id] = moved
+        if events:
+            self._flowed(cursor.id, limit, events)
+        return events
+
+    async def _take(self, tx: Tx, cursor: Cursor, limit: int) -> tuple[int, int]:
+        """Do what the next events ask for; how many, and where the last one stands."""
+        if self.subscription.notes_only:
+            group = self.subscription.group
+            noted = await postgres_log.note_page(tx, group, cursor, self._types, KNOWN_TYPES, limit)
+            if noted:
+                return noted
+        page = await postgres_log.read_page(tx, cursor, self._types, KNOWN_TYPES, limit)
         if page:
-            self._flowed(cursor.id, limit, len(page))
-        return len(page)
+            await self._handle(tx, [envelope for _position, envelope in page])
+        return len(page), page[-1][0] if page else 0
 
     # -------------------------------------------------------------- failures
 

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 import structlog
 
 from caravan.db import Database, Tx
-from caravan.db.wake import Wake
+from caravan.db.wake import EVERYTHING, KIND, Wake
 from caravan.errors import is_transient
 from caravan.eventlog import dead_letters, inbox, workers
 from caravan.eventlog.codec import Envelope, Unreadable
@@ -68,11 +68,12 @@ class Member(ABC):
         self._page_max = page_events_max
         self._suspicions: dict[Hashable, Suspicion] = {}  # by share: one that flows says nothing of another's bug
         self._transient_attempts = 0
+        self._kinds = frozenset(KIND + event_type for event_type in subscription.types)  # none: of whatever there is
         self._woken = asyncio.Event()
         self._turned_at = 0.0
         self._batch_began = 0.0
         self._hopeless = False
-        self._wake = wake
+        self._wake = None if subscription.notes_only else wake
 
     @abstractmethod
     async def enter(self) -> None:
@@ -138,8 +139,10 @@ class Member(ABC):
         await self._retrying(self.leave)
         log.info(f"[{label}] Stopped", group=self.subscription.group, events=self.worker.events_done)
 
-    def _stir(self, _keys: frozenset[str]) -> None:
-        self._woken.set()
+    def _stir(self, keys: frozenset[str]) -> None:
+        """News; a turn for what others hear would be for nothing."""
+        if EVERYTHING in keys or not self._kinds or not self._kinds.isdisjoint(keys):
+            self._woken.set()
 
     async def _beat_forever(self, run: asyncio.Task[object] | None) -> None:
         """Every few seconds, as long as `run` comes round; one that surely never will is cancelled."""

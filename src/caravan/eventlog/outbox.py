@@ -13,6 +13,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from caravan.db import Tx
+from caravan.db.wake import KIND
 from caravan.eventlog.codec import encode_data
 from caravan.events import Event
 from caravan.ids import child_traceparent, new_ids
@@ -110,6 +111,7 @@ async def _write(tx: Tx) -> None:
             )
         )
         tx.hint(key)
+        tx.hint(KIND + event.type)
     columns = dict(zip(_Said._fields, map(list, zip(*rows, strict=True)), strict=True))
     await tx.execute(APPEND_EVENTS, {**columns, "source": tx.source, "now": tx.now})
 

@@ -16,13 +16,15 @@ Handler = Callable[[Tx, Sequence[Any]], Awaitable[object]]
 class Subscription:
     """A consumer group: the service that runs it, the worker's name in the logs, and a handler per event type.
 
-    Renaming a group makes it hear everything again from the beginning of the log.
+    Renaming a group makes it hear everything again from the beginning of the log. `notes_only`: its handlers do nothing
+    at present; events are noted as processed where they lie, in big pages, and nobody is woken for them.
     """
 
     group: str
     service: str
     label: str
     handlers: Mapping[type[Event], Handler]
+    notes_only: bool = False
 
     @property
     def types(self) -> list[str]:
