@@ -19,6 +19,7 @@ from typing import Any
 import psycopg
 
 from bench.check import Wrong
+from bench.cpu import tree_cpu_seconds
 from bench.latency_data import Purchase, build
 from bench.parts import Context, Result
 from bench.product import READY_SECONDS_MAX, free_port, product, start, stop
@@ -42,12 +43,16 @@ HOPS = ("request", "capture", "wake 1", "purchase", "wake 2", "allocation", "wak
 
 @dataclass(slots=True)
 class Trip:
-    """One payment's way, in seconds of this machine's clock. `marks`: what HOPS lie between."""
+    """One payment's way, in seconds of this machine's clock. `marks`: what HOPS lie between.
+
+    `cpu_ms`: of the processors, of the system's own processes (not the server's), per payment of its run.
+    """
 
     meant: float
     answered: float
     told: float
     marks: list[float]
+    cpu_ms: float
 
     @property
     def committed(self) -> float:
@@ -87,8 +92,8 @@ class Bench:
         """So seldom that no two meet."""
         url = self.server.create("run", TEMPLATE)
         bought = self.purchases[:n]
-        async with (whole if who == "ours" else floor)(url, self.server) as ports:
-            trips = await drive(ports, url, bought, rate=IDLE_RATE, seed=self.context.seed)
+        async with (whole if who == "ours" else floor)(url, self.server) as road:
+            trips = await drive(road, url, bought, rate=IDLE_RATE, seed=self.context.seed)
         trips = trips[int(WARM * n) :]
         self.context.say(f"{who} idle: {_words(_figures(trips))}")
         return trips
@@ -102,27 +107,27 @@ class Bench:
         def take(n: int) -> list[Purchase]:
             return [each for _, each in zip(range(n), left, strict=False)]
 
-        async with whole(url, self.server) as ports:
+        async with whole(url, self.server) as road:
             for rate in rates:
-                await self._at(found, f"{rate}/s", ports, url, take(int(rate * seconds)), rate)
-            trips = await drive(ports, url, take(fast), flow=FLOW)
+                await self._at(found, f"{rate}/s", road, url, take(int(rate * seconds)), rate)
+            trips = await drive(road, url, take(fast), flow=FLOW)
             rate_max = _rate(trips)
             self.context.say(f"as fast as it goes: {rate_max:,.0f}/s")
             for share in (0.5, 0.8):
                 n = min(int(rate_max * share * seconds), fast // 2)
-                await self._at(found, f"{share:.0%} of max", ports, url, take(n), rate_max * share)
+                await self._at(found, f"{share:.0%} of max", road, url, take(n), rate_max * share)
         return found, rate_max
 
     async def _at(
         self,
         found: dict[str, list[Trip]],
         name: str,
-        ports: tuple[int, int],
+        road: Road,
         url: str,
         bought: list[Purchase],
         rate: float,
     ) -> None:
-        trips = await drive(ports, url, bought, rate=rate, seed=self.context.seed)
+        trips = await drive(road, url, bought, rate=rate, seed=self.context.seed)
         found[name] = trips[int(WARM * len(trips)) :]
         self.context.say(f"{name}: {_words(_figures(found[name]))}")
 
@@ -130,16 +135,25 @@ class Bench:
 # ------------------------------------------------------------------ the two systems
 
 
+@dataclass(frozen=True, slots=True)
+class Road:
+    """A running system: where it takes payments and sockets, and its processes."""
+
+    http_port: int
+    ws_port: int
+    pids: list[int]
+
+
 @asynccontextmanager
-async def whole(url: str, _server: Server) -> AsyncGenerator[tuple[int, int]]:
-    """The product; its port for HTTP, and for sockets."""
+async def whole(url: str, _server: Server) -> AsyncGenerator[Road]:
+    """The product."""
     async with product(url) as ours:
-        yield ours.port, ours.port
+        yield Road(ours.port, ours.port, [ours.pid])
 
 
 @asynccontextmanager
-async def floor(url: str, server: Server) -> AsyncGenerator[tuple[int, int]]:
-    """The hand-written chain; its ports."""
+async def floor(url: str, server: Server) -> AsyncGenerator[Road]:
+    """The hand-written chain."""
     plan_url = server.create("plan", TEMPLATE)
     http_port, ws_port = free_port(), free_port()
     parts = [
@@ -151,7 +165,7 @@ async def floor(url: str, server: Server) -> AsyncGenerator[tuple[int, int]]:
             assert part.stdout
             if await asyncio.wait_for(part.stdout.readline(), READY_SECONDS_MAX) != b"ready\n":
                 raise Wrong("the floor's chain did not start")
-        yield http_port, ws_port
+        yield Road(http_port, ws_port, [part.pid for part in parts])
     finally:
         for part in parts:
             await stop(part)
@@ -160,13 +174,20 @@ async def floor(url: str, server: Server) -> AsyncGenerator[tuple[int, int]]:
 # ------------------------------------------------------------------ a run
 
 
-async def drive(ports: tuple[int, int], url: str, purchases: Sequence[Purchase], **pace: float) -> list[Trip]:
+async def drive(road: Road, url: str, purchases: Sequence[Purchase], **pace: float) -> list[Trip]:
     """Let these be bought; their trips in the order in which they were meant. Raises Wrong unless all arrived."""
-    order = {"http_port": ports[0], "ws_port": ports[1], "purchases": [asdict(each) for each in purchases], **pace}
+    order = {
+        "http_port": road.http_port,
+        "ws_port": road.ws_port,
+        "purchases": [asdict(each) for each in purchases],
+        **pace,
+    }
     client = await asyncio.create_subprocess_exec(
         *[sys.executable, "-m", "bench.latency_client"], stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
     )
+    cpu = tree_cpu_seconds(road.pids)
     output, _ = await client.communicate(json.dumps(order).encode() + b"\n")
+    cpu_ms = (tree_cpu_seconds(road.pids) - cpu) / len(purchases) * 1000
     if client.returncode:
         raise Wrong("the buyers' process failed")
     answer = json.loads(output)
@@ -177,7 +198,7 @@ async def drive(ports: tuple[int, int], url: str, purchases: Sequence[Purchase],
     if missing:
         raise Wrong(f"{len(missing)} of {len(seen)} families were not told, {missing[0]} among them")
     steps = await _read_steps(url)
-    trips = [_trip(times, steps[payment]) for payment, times in seen.items()]
+    trips = [_trip(times, steps[payment], cpu_ms) for payment, times in seen.items()]
     return sorted(trips, key=lambda trip: trip.meant)
 
 
@@ -189,9 +210,9 @@ async def _read_steps(url: str) -> dict[str, dict[str, tuple[float, float]]]:
     return found
 
 
-def _trip(times: dict[str, float], steps: dict[str, tuple[float, float]]) -> Trip:
+def _trip(times: dict[str, float], steps: dict[str, tuple[float, float]], cpu_ms: float) -> Trip:
     between = [moment for kind in STEPS for moment in steps[kind]]
-    return Trip(times["meant"], times["answered"], times["told"], [times["meant"], *between, times["told"]])
+    return Trip(times["meant"], times["answered"], times["told"], [times["meant"], *between, times["told"]], cpu_ms)
 
 
 # ------------------------------------------------------------------ figures
@@ -214,6 +235,7 @@ def _figures(trips: Sequence[Trip]) -> dict[str, Any]:
     """Milliseconds until the frame was read: from the commit, from the answer, from when it was meant to be paid."""
     return {
         "payments": len(trips),
+        "cpu_ms": round(median(trip.cpu_ms for trip in trips), 2),
         "from_commit": _spread_of([(trip.told - trip.committed) * 1000 for trip in trips]),
         "from_answer": _spread_of([(trip.told - trip.answered) * 1000 for trip in trips]),
         "from_intent": _spread_of([(trip.told - trip.meant) * 1000 for trip in trips]),
@@ -245,9 +267,9 @@ def _result(idles: dict[str, list[list[Trip]]], loaded: dict[str, list[Trip]], r
     half = at["50% of max"]["from_commit"]["p99"] / whole["ours"]["from_commit"]["p50"]
     rows: list[list[Any]] = []
     for name, each in {"idle": whole["ours"], "idle, floor": whole["floor"], **at}.items():
-        rows.append([name, *each["from_commit"].values(), *each["from_intent"].values()])
+        rows.append([name, *each["from_commit"].values(), *each["from_intent"].values(), each["cpu_ms"]])
     hops = [[name, whole["ours"]["hops_p50"][name], whole["floor"]["hops_p50"][name]] for name in HOPS]
-    names = ["rate", "p50", "p99", "max", "p50 from intent", "p99", "max"]
+    names = ["rate", "p50", "p99", "max", "p50 from intent", "p99", "max", "CPU ms"]
     return Result(
         {
             "idle_rate": IDLE_RATE,

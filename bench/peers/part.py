@@ -18,7 +18,6 @@ from bench.report import spread, table
 from bench.server import Server
 
 NAMES = ("dbos", "pgqueuer", "procrastinate", "celery")
-WORKERS = 2  # ours: the cores that there are
 WAITING = "peers_waiting"
 
 
@@ -39,25 +38,31 @@ class Track:
     server: Server
     redis: str
     payments: list[UUID]
+    workers: int = 1
+    """Of ours: as many as do best."""
 
     async def theirs(self, name: str, way: Way, processes: int) -> Ran:
         return await race(name, self.server.create("run", WAITING), self.payments, way, processes, self.redis)
 
-    async def ours(self) -> Ran:
+    async def ours(self, workers: int | None = None) -> Ran:
         url = self.server.create("run", WAITING)
-        done = await runs.fulfil(url, len(self.payments), workers=WORKERS, whole=False)
+        done = await runs.fulfil(url, len(self.payments), workers=workers or self.workers, whole=False)
         return Ran(done.per_second, done.cpu_us)
 
 
 async def run(context: Context) -> Result:
-    n, trainers, pairs = context.pick(400, 3_000), context.pick(200, 1_000), context.pick(2, 5)
-    figures: dict[str, Any] = {"payments": n, "trainers": trainers, "our_workers": WORKERS}
+    n, trainers, pairs = context.pick(500, 3_000), context.pick(200, 1_000), context.pick(1, 5)
+    figures: dict[str, Any] = {"payments": n, "trainers": trainers}
     ratios: dict[str, float | None] = dict.fromkeys(NAMES)
     rows: list[list[Any]] = []
     with Server() as server:
         await fulfil.prepare(server, WAITING, n, trainers, context.seed)
         async with redis_server() as redis:
             track = Track(server, redis or "", await _payments(server.url_of(WAITING)))
+            ours = {str(workers): (await track.ours(workers)).per_second for workers in (1, 2)}
+            track.workers = int(max(ours, key=lambda workers: ours[workers]))
+            figures["ours_by_workers"] = {workers: round(rate, 1) for workers, rate in ours.items()}
+            context.say(f"ours by workers: {figures['ours_by_workers']}")
             for name in NAMES:
                 adapter = find_adapter(name) if redis or name != "celery" else None
                 if adapter is None:

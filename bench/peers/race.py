@@ -145,7 +145,7 @@ async def _until_delivered(
     began: float,
     payments: int,
 ) -> None:
-    """Until the register is empty. Slower than 20 a second is not waited for."""
+    """Until the register is empty. Slower than 5 a second is not waited for."""
     while True:
         left = await (await connection.execute("select count(*) from undelivered")).fetchone()
         assert left
@@ -153,6 +153,6 @@ async def _until_delivered(
             return
         if any(worker.returncode is not None for worker in workers):
             raise Failed(f"{name}: a process ended with {left[0]} payments left")
-        if time.monotonic() > began + 20 + payments / 20:
+        if time.monotonic() > began + 30 + payments / 5:
             raise Failed(f"{name}: {left[0]} of {payments} left after {time.monotonic() - began:.0f} s")
         await asyncio.sleep(POLL_SECONDS)

@@ -3,7 +3,8 @@ sessions and rows on the student's feed, and leaves the register of undelivered 
 
 Tuned for one payment at a time: three statements in one transaction, prepared once per connection. The exclusion
 constraints of `bookings` guard the time; who loses a race asks again and takes the next best. The slots come from
-`caravan.calendar`, which all may use. What ours writes besides (log, claims, why this trainer) is left out.
+`caravan.calendar`, which all may use, and trainers from shortlists as ours. What ours writes besides (log, claims, why
+this trainer) is left out.
 
 `Fetch` runs one statement with $1, $2 ... and returns its rows: asyncpg's own, or psycopg's as below.
 """
@@ -21,6 +22,7 @@ import msgspec
 import psycopg
 
 from caravan import calendar, events
+from caravan.allocations.search import REACHES, minutes_of_week
 from caravan.eventlog.codec import encode_data
 from caravan.ids import new_id
 
@@ -125,6 +127,7 @@ class Sale:
             "booking": self.booking_id,
             "trainer": self.trainer_id,
             "starts": self.starts,
+            "week": list(minutes_of_week(self.starts)),
             "terms": msgspec.json.encode(sold).decode(),
             "allocation_terms": msgspec.json.encode(booked).decode(),
             "event_ids": [new_id() for _ in said],
@@ -159,8 +162,52 @@ left join student_course_purchases pu on pu.payment_id = p.id
 where p.id = :payment::uuid and p.status = 'succeeded'
 """)
 
-# The best trainer for one series. All who pass the cheap filters are put in order first; open hours, stored out of line
-# and dear to read, are then looked at only until somebody has them.
+# The same shortlist as ours, for one need: of a few trainers of the course who are open then (for lessons at home the
+# nearest, else the next in a shuffled order from a place that the purchase's id decides) the least loaded who is free.
+SHORTLIST = Statement("""
+with r as materialized (
+  select during, range_merge(during) as span,
+    (select range_agg(int4range(m, m + :minutes::int)) from unnest(:week::int[]) m) as week
+  from (select range_agg(tstzrange(s, s + make_interval(mins => :minutes::int))) as during
+        from unnest(:starts::timestamptz[]) s) series
+)
+select c.trainer_id
+from r
+cross join lateral (
+  select near.trainer_id, d.km
+  from (
+    (select tc.trainer_id from trainer_courses tc where :mode::text = 'home' and tc.course_id = :course::uuid
+     order by tc.place <-> on_map(:latitude::float8, :longitude::float8) limit :looked_at::int)
+    union all
+    (select tc.trainer_id from trainer_courses tc where :mode::text <> 'home' and tc.course_id = :course::uuid
+       and uuid_hash(tc.trainer_id) >= uuid_hash(:purchase::uuid)
+     order by uuid_hash(tc.trainer_id) limit :looked_at::int)
+    union all
+    (select tc.trainer_id from trainer_courses tc where :mode::text <> 'home' and tc.course_id = :course::uuid
+       and uuid_hash(tc.trainer_id) < uuid_hash(:purchase::uuid)
+     order by uuid_hash(tc.trainer_id) limit :looked_at::int)
+  ) near
+  cross join lateral (
+    select t.active and :mode::text = any(t.modes) as offers, t.latitude, t.longitude, t.radius_km
+    from trainers t where t.id = near.trainer_id offset 0) t
+  cross join lateral (
+    select case when :mode::text = 'home'
+      then distance_km(:latitude::float8, :longitude::float8, t.latitude, t.longitude) end as km) d
+  cross join lateral (
+    select case when r.week <@ h.always then r.span <@ h.known when r.week <@ h.ever then h.open @> r.during
+      else false end as open
+    from trainer_time h where h.trainer_id = near.trainer_id offset 0) h
+  where t.offers and (:mode::text <> 'home' or d.km <= t.radius_km) and h.open
+  limit :most::int) c
+cross join lateral (
+  select coalesce(sum(cardinality(k.starts)), 0) as load, coalesce(bool_or(k.during && r.during), false) as busy
+  from bookings k where k.trainer_id = c.trainer_id and k.live and k.during && r.span) b
+where not b.busy
+order by b.load, c.km, c.trainer_id limit 1
+""")
+
+# Where no shortlist serves: the best of everybody. All who pass the cheap filters are put in order first; open hours,
+# stored out of line and dear to read, are then looked at only until somebody has them.
 SEARCH_TRAINER = Statement("""
 with series as materialized (
   select range_agg(tstzrange(s, s + make_interval(mins => :minutes::int))) as during,
@@ -262,8 +309,13 @@ async def read_sale(fetch: Fetch, payment_id: UUID) -> Sale | None:
 
 
 async def search_trainer(fetch: Fetch, sale: Sale) -> UUID:
-    """The best who is free now. Raises NobodyFree."""
-    rows = await SEARCH_TRAINER.rows(fetch, sale.values())
+    """The best of a few who is free now; if need be of more, of all. Raises NobodyFree."""
+    values = sale.values()
+    for reach in REACHES:
+        rows = await SHORTLIST.rows(fetch, values | {"most": reach.most, "looked_at": reach.looked_at})
+        if rows:
+            return rows[0][0]
+    rows = await SEARCH_TRAINER.rows(fetch, values)
     if not rows:
         raise NobodyFree(f"nobody for payment {sale.payment_id}")
     return rows[0][0]
