@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from caravan.db import Database
+from caravan.eventlog import kafka_log, relay
 from caravan.eventlog.kafka_client import Kafka
 from caravan.settings import load_settings
 from tests.conformance.logs import Log
@@ -36,8 +37,16 @@ def kafka(kafka_server: KafkaServer) -> Kafka:
     return kafka_of(kafka_server.address, f"t{next(_numbers)}-")
 
 
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Turns that wait for nothing are short; so is the look at the topics, which the mock only half answers."""
+    monkeypatch.setattr(kafka_log, "TAKE_SECONDS", 0.1)
+    monkeypatch.setattr(kafka_log, "LOOK_SECONDS", 0.5)
+    monkeypatch.setattr(relay, "LOOK_SECONDS", 0.5)
+
+
 @pytest.fixture(params=["postgres", "mock", "kafka"])
-async def log(request: pytest.FixtureRequest, db: Database) -> AsyncIterator[Log]:
+async def log(request: pytest.FixtureRequest, db: Database, hasty: None) -> AsyncIterator[Log]:
     kafka: Any = None
     if request.param == "mock":
         mock: MockKafka = request.getfixturevalue("mock_kafka")

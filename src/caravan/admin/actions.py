@@ -21,7 +21,9 @@ from caravan.allocations.operations import AllocationRefused, NoSuchAllocation, 
 from caravan.db import Tx
 from caravan.deliveries import Reason, Stage
 from caravan.errors import Conflict
+from caravan.eventlog import carrier as carriers
 from caravan.eventlog import dead_letters
+from caravan.eventlog.carrier import Carrier
 from caravan.eventlog.subscription import Subscription
 from caravan.fulfilment import repair as repairs
 from caravan.fulfilment.diagnose import Finding, explain
@@ -425,6 +427,25 @@ async def discard(tx: Tx, actor: Actor, dead_letter_id: UUID, note: str | None) 
     note = require_note(note)
     letter = await dead_letters.discard(tx, dead_letter_id, by=actor.name, note=note)
     return await _resolved(tx, actor, "discard", letter, note)
+
+
+async def fail_over(tx: Tx, actor: Actor, carrier: Carrier, note: str | None) -> bool:
+    """Have the workers take their events from `carrier`; False where they do already. Raises NoKafka."""
+    note = require_note(note)
+    before = (await carriers.get_carrier(tx)).carrier
+    switched = await carriers.switch_carrier(tx, carrier)
+    if switched:
+        await audit.record(
+            tx,
+            actor,
+            action="failover",
+            subject_type="event log",
+            subject_id="event-log",
+            note=note,
+            before={"carrier": before},
+            after={"carrier": carrier},
+        )
+    return switched
 
 
 async def _resolved(

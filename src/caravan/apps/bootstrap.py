@@ -15,6 +15,7 @@ from caravan.db import Database
 from caravan.db.migrate import check_schema
 from caravan.db.redis import Redis
 from caravan.db.wake import Wake
+from caravan.eventlog.carrier import register_relay
 from caravan.eventlog.rebase import rebase_if_moved
 from caravan.eventlog.subscription import Subscription, register_groups
 from caravan.settings import BadSettings, Settings
@@ -50,6 +51,8 @@ async def open_platform(settings: Settings) -> AsyncGenerator[Platform]:
         await rebase_if_moved(db)
         async with db.transaction() as tx:
             await register_groups(tx, subscriptions)
+            if settings.kafka_broker:
+                await register_relay(tx)
         if redis:
             redis.open()
         await wake.start()

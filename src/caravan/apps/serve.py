@@ -31,7 +31,8 @@ def serve(settings: Settings, name: str) -> int:
         return 1
     except Exception as error:
         for inner in leaves(error):
-            log.error(f"{name} ends: {type(inner).__name__}: {inner}", exc_info=inner)
+            known = isinstance(inner, BadSettings)  # of topics that were changed while we ran: one line says it all
+            log.error(f"{name} ends: {type(inner).__name__}: {inner}", exc_info=None if known else inner)
         return 1
     return 0
 
@@ -52,8 +53,9 @@ async def _serve(settings: Settings, name: str) -> None:
 
 async def _serve_background(platform: Platform, name: str, stop: asyncio.Event) -> None:
     """A worker; with CARAVAN_PORT it answers /healthz, /readyz and /metrics too."""
-    from caravan.apps.worker import run_workers
+    from caravan.apps.worker import prepare_log, run_workers
 
+    await prepare_log(platform, [name])
     async with asyncio.TaskGroup() as parts:
         parts.create_task(run_workers(platform, [name], stop))
         if "port" in platform.settings.model_fields_set:

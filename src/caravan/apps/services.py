@@ -14,6 +14,8 @@ class Service:
     worker: bool = False
 
 
+RELAY = "outbox-relay"  # only with Kafka
+
 SERVICES: dict[str, Service] = {
     service.name: service
     for service in (
@@ -40,8 +42,14 @@ SERVICES: dict[str, Service] = {
         Service("session-worker", worker=True),
         Service("cache-worker", worker=True),
         Service("reconciler"),
+        Service(RELAY),
     )
 }
 WEB: tuple[str, ...] = tuple(name for name, service in SERVICES.items() if service.routers)
 WORKERS: tuple[str, ...] = tuple(name for name, service in SERVICES.items() if service.worker)
 BACKGROUND: tuple[str, ...] = (*WORKERS, "reconciler")
+
+
+def background(*, kafka: bool) -> tuple[str, ...]:
+    """What runs without being asked by anybody; with Kafka the relay too."""
+    return (*BACKGROUND, RELAY) if kafka else BACKGROUND

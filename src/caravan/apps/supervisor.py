@@ -25,7 +25,7 @@ from caravan.apps import control
 from caravan.apps.children import Child, ChildFailed, Order
 from caravan.apps.folder import DataFolder, FolderRefused
 from caravan.apps.progress import Progress
-from caravan.apps.services import BACKGROUND, WEB
+from caravan.apps.services import WEB, background
 from caravan.db.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from caravan.db.migrate import SchemaProblem, migrate
 from caravan.settings import Settings
@@ -55,6 +55,7 @@ class Supervisor:
         self.settings = settings
         self.folder = DataFolder(settings.data_dir)
         self.progress = Progress(json_lines=settings.log_json)
+        self.background = background(kafka=settings.kafka_broker is not None)
         self.off: set[str] = set()  # worker services that an operator stopped
         self.embedded = EmbeddedPostgres(settings.data_dir) if settings.postgres_url is None else None
         self._stop = asyncio.Event()
@@ -197,7 +198,7 @@ class Supervisor:
                     child.end()  # it is started again, with the new address
 
     async def _begin_workers(self) -> None:
-        order: Order = {"services": list(BACKGROUND), "off": sorted(self.off), "url": self.url}
+        order: Order = {"services": list(self.background), "off": sorted(self.off), "url": self.url}
         await self.workers.ask(SEED_SECONDS_MAX, do="begin", settings=self._settings(), **order)
 
     async def _begin_web(self) -> None:
@@ -238,8 +239,8 @@ class Supervisor:
     async def _do(self, request: dict[str, Any]) -> dict[str, Any]:
         command, name = request.get("command"), request.get("name")
         if command in ("stop", "start"):
-            if name not in BACKGROUND:
-                raise ValueError(f"{name} is not one of {', '.join(BACKGROUND)}")
+            if name not in self.background:
+                raise ValueError(f"{name} is not one of {', '.join(self.background)}")
             async with self._ordering:
                 await self.workers.ask(do=command, name=name)
                 (self.off.add if command == "stop" else self.off.discard)(name)
@@ -252,7 +253,7 @@ class Supervisor:
 
     def _status(self) -> dict[str, dict[str, Any]]:
         found: dict[str, dict[str, Any]] = {}
-        for names, child in ((WEB, self.web), (BACKGROUND, self.workers)):
+        for names, child in ((WEB, self.web), (self.background, self.workers)):
             for name in names:
                 state = "stopped" if name in self.off else "running" if child.pid else "restarting"
                 found[name] = {"state": state, "pid": child.pid, "restarts": child.restarts}

@@ -11,12 +11,16 @@ import structlog
 from caravan.apps.bootstrap import Platform, open_platform, worker_name
 from caravan.apps.line import Line, Order
 from caravan.apps.metrics import Metrics
+from caravan.apps.services import RELAY
+from caravan.eventlog.carrier import RELAY_GROUP, forget_relay
 from caravan.eventlog.consumer import Consumer
-from caravan.eventlog.subscription import Subscription
+from caravan.eventlog.member import Member
 from caravan.eventlog.workers import Worker
 from caravan.fulfilment.reconciler import Reconciler
 from caravan.fulfilment.watch import Watch
-from caravan.settings import Settings
+from caravan.settings import BadSettings, Settings
+
+KAFKA_LOOK_SECONDS = 2.0  # at the start; a broker that shows itself later is fine
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -53,7 +57,7 @@ class Workers:
             db, settings = self._platform.db, self._platform.settings
             loops = [Reconciler(db, settings).run(stop), Watch(db, settings).run(stop)]
         else:
-            loops = [self._consumer(each).run(stop) for each in self._platform.subscriptions if each.service == service]
+            loops = [member.run(stop) for member in self._members(service)]
         tasks = [self._tasks.create_task(loop, name=service) for loop in loops]
         self._running[service] = stop, tasks
 
@@ -64,15 +68,47 @@ class Workers:
         if tasks:
             await asyncio.wait(tasks)
 
-    def _consumer(self, subscription: Subscription) -> Consumer:
+    def _members(self, service: str) -> list[Member]:
+        """Of the service's groups, on the log that this installation has."""
+        platform, settings = self._platform, self._platform.settings
+        if service == RELAY:
+            from caravan.eventlog.kafka_client import Kafka
+            from caravan.eventlog.relay import Relay
+
+            return [Relay(platform.db, self._worker(service, RELAY_GROUP), Kafka(settings), wake=platform.wake)]
+        heard = [each for each in platform.subscriptions if each.service == service]
+        workers = [(each, self._worker(service, each.group)) for each in heard]
+        if settings.kafka_broker is None:
+            return [Consumer(platform.db, each, worker, wake=platform.wake) for each, worker in workers]
+        from caravan.eventlog.kafka_client import Kafka
+        from caravan.eventlog.kafka_log import KafkaConsumer
+
+        kafka = Kafka(settings)
+        return [KafkaConsumer(platform.db, each, worker, kafka, wake=platform.wake) for each, worker in workers]
+
+    def _worker(self, service: str, group: str) -> Worker:
         settings = self._platform.settings
-        worker = Worker(
-            service=subscription.service,
-            group=subscription.group,
-            build=settings.build,
-            name=worker_name(settings, subscription.service, own_process=self._own_process),
-        )
-        return Consumer(self._platform.db, subscription, worker, wake=self._platform.wake)
+        name = worker_name(settings, service, own_process=self._own_process)
+        return Worker(service=service, group=group, build=settings.build, name=name)
+
+
+async def prepare_log(platform: Platform, services: Collection[str]) -> None:
+    """With Kafka: make its topics or check them. A broker that does not answer is waited for by the workers themselves.
+
+    Raises BadSettings for topics that contradict the settings, and for a relay without Kafka.
+    """
+    if platform.settings.kafka_broker is None:
+        if RELAY in services:
+            raise BadSettings("KAFKA_BROKER: is not set, so the event log lives in PostgreSQL and needs no relay.")
+        async with platform.db.transaction() as tx:
+            await forget_relay(tx)
+        return
+    from caravan.eventlog.kafka_client import Kafka, KafkaUnavailable
+
+    try:
+        await asyncio.to_thread(Kafka(platform.settings).ensure_topics, KAFKA_LOOK_SECONDS)
+    except KafkaUnavailable as error:
+        log.warning(f"{error}; the workers wait for it")
 
 
 async def run_workers(platform: Platform, services: Collection[str], stop: asyncio.Event) -> None:
@@ -90,6 +126,7 @@ async def run_child(line: Line, settings: Settings, order: Order) -> None:
             from caravan.apps.demo_data import ensure_demo
 
             await ensure_demo(platform.db, settings, order["url"])
+        await prepare_log(platform, order["services"])
         figures = Metrics(platform.db, "workers", settings.build)
         async with Workers(platform, own_process=False) as workers:
 

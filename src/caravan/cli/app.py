@@ -206,6 +206,27 @@ def lag(data: Data = None, as_json: AsJson = False) -> None:
     raise typer.Exit(run(data, as_json=as_json))
 
 
+@app.command()
+def failover(
+    to: Annotated[str, typer.Argument(metavar="postgres-log|kafka", help="Where the workers take their events.")],
+    note: Annotated[str, typer.Option("--note", help="Why: kept in the audit log.")],
+    data: Data = None,
+    as_json: AsJson = False,
+) -> None:
+    """Work without Kafka while it is away, and back.
+
+    postgres-log: the workers take from the outbox what they have not processed; they follow while they run. kafka: back
+    to the topics; what was done meanwhile is known and not done again.
+    """
+    from caravan.eventlog.carrier import Carrier
+
+    if to not in tuple(Carrier):
+        raise typer.BadParameter(f"{to} is not one of {', '.join(Carrier)}", param_hint="postgres-log|kafka")
+    from caravan.cli.workers import failover as run
+
+    raise typer.Exit(run(data, Carrier(to), note, as_json=as_json))
+
+
 letters = typer.Typer(help="Events given up: list, show, replay, discard.", no_args_is_help=True)
 app.add_typer(letters, name="dead-letters")
 

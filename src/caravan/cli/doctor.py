@@ -12,13 +12,14 @@ import psycopg_pool
 
 from caravan.apps import control
 from caravan.apps.folder import DataFolder
-from caravan.apps.services import BACKGROUND
+from caravan.apps.services import background
 from caravan.apps.subscriptions import SUBSCRIPTIONS
 from caravan.cli.options import FINE, FOUND_PROBLEMS, settings_of, start_command
 from caravan.cli.output import show
 from caravan.db import Database, Tx
 from caravan.db.embedded import EmbeddedPostgresError, embedded_url
 from caravan.db.migrate import SchemaProblem, check_schema
+from caravan.eventlog.carrier import get_carrier
 from caravan.eventlog.dead_letters import list_dead_letters
 from caravan.eventlog.lag import list_lag
 from caravan.eventlog.subscription import register_groups
@@ -115,7 +116,8 @@ async def _ask(data: Path | None, url: str, *, deep: bool) -> list[Check]:
 
 async def _workers(data: Path | None, tx: Tx) -> Check:
     alive = {row.service for row in await list_workers(tx) if row.alive}
-    missing = [name for name in BACKGROUND if name not in alive]
+    expected = background(kafka=(await get_carrier(tx)).kafka)
+    missing = [name for name in expected if name not in alive]
     start = start_command(data, missing[0] if len(missing) == 1 else "NAME") if missing else ""
     said = f"not alive: {', '.join(missing)}: start with `{start}`" if missing else "all alive"
     return Check("workers", not missing, said)

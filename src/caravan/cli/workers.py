@@ -7,13 +7,14 @@ from pathlib import Path
 from uuid import UUID
 
 from caravan.admin import actions
-from caravan.apps.services import BACKGROUND
+from caravan.apps.services import background
 from caravan.apps.subscriptions import BY_GROUP, SUBSCRIPTIONS
 from caravan.cli.database import actor, run
 from caravan.cli.options import FINE, FOUND_PROBLEMS, start_command
 from caravan.cli.output import duration, show, table
 from caravan.db import Database, Tx
 from caravan.eventlog import dead_letters
+from caravan.eventlog.carrier import Carrier, CarrierState, get_carrier
 from caravan.eventlog.dead_letters import DeadLetter
 from caravan.eventlog.lag import GroupLag, list_lag
 from caravan.eventlog.standing import stand
@@ -26,13 +27,14 @@ LISTED_MAX = 200
 
 
 def workers(data: Path | None, *, as_json: bool) -> int:
-    async def work(db: Database, _settings: Settings) -> tuple[list[WorkerRow], list[GroupLag]]:
+    async def work(db: Database, _settings: Settings) -> tuple[list[WorkerRow], list[GroupLag], CarrierState]:
         async with db.transaction(SOURCE, read_only=True) as tx:
-            return await list_workers(tx), await list_lag(tx)
+            return await list_workers(tx), await list_lag(tx), await get_carrier(tx)
 
-    found, lags = run(data, work)
+    found, lags, log = run(data, work)
     known = [(each.worker, each) for each in stand(found, lags) if each.worker is not None]
-    missing = [name for name in BACKGROUND if not any(row.alive and row.service == name for row in found)]
+    alive = {row.service for row in found if row.alive}
+    missing = [name for name in background(kafka=log.kafka) if name not in alive]
     items = [asdict(row) | {"state": each.state, "sentence": each.sentence} for row, each in known]
     show({"items": items, "missing": missing}, as_json=as_json)
     if not as_json:
@@ -57,14 +59,14 @@ def workers(data: Path | None, *, as_json: bool) -> int:
 
 
 def lag(data: Path | None, *, as_json: bool) -> int:
-    async def work(db: Database, _settings: Settings) -> list[GroupLag]:
-        async def look(tx: Tx) -> list[GroupLag]:
+    async def work(db: Database, _settings: Settings) -> tuple[list[GroupLag], CarrierState]:
+        async def look(tx: Tx) -> tuple[list[GroupLag], CarrierState]:
             await register_groups(tx, SUBSCRIPTIONS)
-            return await list_lag(tx)
+            return await list_lag(tx), await get_carrier(tx)
 
         return await db.transact(look, SOURCE)
 
-    found = run(data, work)
+    found, log = run(data, work)
     show({"items": [_lag_document(data, group) for group in found]}, as_json=as_json)
     if not as_json:
         table(
@@ -75,7 +77,20 @@ def lag(data: Path | None, *, as_json: bool) -> int:
             ],
             empty="There are no groups.",
         )
+        if log.kafka and log.carrier is Carrier.POSTGRES_LOG:
+            print(f"Failed over since {log.since:%Y-%m-%d %H:%M:%S %Z}: events come from the outbox, not from Kafka.")
     return FOUND_PROBLEMS if any(each.state not in ("idle", "working") for each in found) else FINE
+
+
+def failover(data: Path | None, carrier: Carrier, note: str, *, as_json: bool) -> int:
+    async def work(db: Database, _settings: Settings) -> bool:
+        return await db.transact(lambda tx: actions.fail_over(tx, actor(), carrier, note), SOURCE)
+
+    switched = run(data, work)
+    place = "the outbox, without Kafka" if carrier is Carrier.POSTGRES_LOG else "Kafka"
+    said = f"The workers take their events from {place}" + (" within seconds." if switched else " already.")
+    show({"carrier": carrier, "switched": switched}, as_json=as_json, text=said)
+    return FINE
 
 
 def _sentence(data: Path | None, group: GroupLag) -> str:

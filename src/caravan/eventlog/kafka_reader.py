@@ -156,7 +156,7 @@ class Reader:
         places = {(each.topic, each.partition) for each in given}
         self._ours |= places
         try:
-            stored = client.committed(given, timeout=ASK_SECONDS)
+            stored = client.committed(given, timeout=ASK_SECONDS) if given else []
         except KafkaException:
             stored = given  # the client asks itself, later; one without an offset is then an error, see _judge
         else:

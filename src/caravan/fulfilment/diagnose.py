@@ -33,6 +33,7 @@ class Technical(StrEnum):
     WEBHOOK_NOT_APPLIED = "WEBHOOK_NOT_APPLIED"
     NOT_REGISTERED = "NOT_REGISTERED"
     EVENT_MISSING = "EVENT_MISSING"
+    EVENT_NOT_RELAYED = "EVENT_NOT_RELAYED"
     NO_WORKER = "NO_WORKER"
     WORKER_BEHIND = "WORKER_BEHIND"
     HANDLER_FAILING = "HANDLER_FAILING"
@@ -208,6 +209,15 @@ def _explain_waiting_event(facts: Facts, hop: Hop, step: Step) -> Explanation:
     age = facts.event_age_seconds or 0.0
     since = f"since {_time(facts, facts.event_at)} ({age:.0f} s)"
     said = [f"{facts.event_type} {facts.event_id} waits for {facts.consumer_group} {since}."]
+    if facts.relayed is False and (not facts.relays_alive or age > WAITING_SECONDS):
+        said.append("It is in the outbox and not in Kafka yet.")
+        said.append(
+            f"{facts.relays_alive} outbox-relay(s) alive"
+            + (f", in trouble: {facts.relay_error}." if facts.relay_error else ", but the event has not had its turn.")
+            if facts.relays_alive
+            else "No outbox-relay is alive. Start one: caravan serve outbox-relay"
+        )
+        return Technical.EVENT_NOT_RELAYED, said, step
     if not facts.workers_alive:
         seen = (
             f"the last one was seen at {_time(facts, facts.worker_seen_at)}"
@@ -330,6 +340,7 @@ _SLOT_HELPS = frozenset({Reason.STUDENT_CONFLICT, Reason.INVALID_SCHEDULE, Reaso
 
 _TRAINER_HINT = "Or let a trainer open time or teach this course: then it goes on by itself."
 _HINTS: dict[str, str] = {
+    Technical.EVENT_NOT_RELAYED: "While Kafka is away, `caravan failover postgres-log` lets the workers do without it.",
     Reason.AMOUNT_MISMATCH: "Or refund it.",
     Reason.STUDENT_NOT_FOUND: "If the student is entered under this id, it goes on by itself.",
     Reason.COURSE_NOT_FOUND: "If the course is entered under this id, it goes on by itself.",

@@ -83,6 +83,10 @@ class Facts:
     failing_event_id: UUID | None
     failing_since: datetime | None
     failing_error: str | None
+    # with Kafka, of an event that carries there
+    relayed: bool | None  # None: there is no relay, or the workers read the outbox now
+    relays_alive: int
+    relay_error: str | None
 
 
 # Everything diagnose wants to know about some payments. The hop is what should take a payment out of its stage; its
@@ -114,7 +118,8 @@ select p.id as payment_id, p.student_id, coalesce(f.course_id, c.course_id) as c
        l.id as dead_letter_id, l.created_at as dead_letter_at, l.code as dead_letter_code, l.error as dead_letter_error,
        l.attempts as dead_letter_attempts, l.parked as dead_letter_parked,
        coalesce(g.workers_alive, 0) as workers_alive, g.worker_seen_at,
-       w.name as failing_worker, w.failing_event_id, w.failing_since, w.last_error as failing_error
+       w.name as failing_worker, w.failing_event_id, w.failing_since, w.last_error as failing_error,
+       relay.relayed, coalesce(relays.alive, 0) as relays_alive, relays.last_error as relay_error
 from payments p
 join checkouts c on c.id = p.checkout_id
 left join fulfilments f on f.payment_id = p.id
@@ -138,7 +143,7 @@ left join hop on hop.stage = case
   ) then 'allocated'  -- time is booked, its sessions are missing
   else f.stage end
 left join lateral (
-  select event_id, occurred_at from outbox
+  select event_id, occurred_at, xid, id, partition from outbox
   where correlation_id = p.id::text and type = hop.event_type order by id desc limit 1
 ) e on true
 left join lateral (
@@ -159,6 +164,16 @@ left join lateral (
   where consumer_group = hop.consumer_group and expires_at > clock_timestamp() and last_error is not null
   order by (failing_event_id = e.event_id) desc nulls last, failing_since limit 1
 ) w on true
+left join lateral (
+  select pg_visible_in_snapshot(e.xid, c.window_start)
+    or (c.window_end is not null and pg_visible_in_snapshot(e.xid, c.window_end) and e.id <= c.last_id) as relayed
+  from installation i join log_cursors c on c.consumer_group = 'outbox-relay' and e.partition = any(c.partitions)
+  where i.carrier = 'kafka' limit 1
+) relay on true
+left join (
+  select (count(*) filter (where expires_at > clock_timestamp()))::int as alive, max(last_error) as last_error
+  from workers where consumer_group = 'outbox-relay'
+) relays on true
 where p.id = any(%(payment_ids)b::uuid[])
 order by p.created_at desc, p.id desc
 """
