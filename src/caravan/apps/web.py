@@ -143,7 +143,9 @@ def make_server(app: Any, settings: Settings) -> Server:
             lifespan="off",
             log_config=None,
             access_log=False,  # the Edge writes one line per request, without its query
-            proxy_headers=False,
+            # Who isn't named is not believed: anybody can write such a header.
+            proxy_headers=bool(settings.trusted_proxies),
+            forwarded_allow_ips=list(settings.trusted_proxies),
             server_header=False,
             timeout_graceful_shutdown=GRACEFUL_SECONDS,
         )
