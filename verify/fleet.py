@@ -75,6 +75,7 @@ class Fleet:
     url: str
     secret: str
     slots: list[Slot]
+    more: dict[str, Any] = field(default_factory=dict[str, Any])  # further settings of every process
     fired: Counter[str] = field(default_factory=Counter[str])
     surprises: list[str] = field(default_factory=list[str])
     folder: Path = field(init=False)
@@ -154,6 +155,7 @@ class Fleet:
             "data_dir": str(self.folder),
             "worker_name": slot.name,
             "log_json": True,
+            **self.more,
         }
         if slot.port:
             given["port"] = slot.port

@@ -12,7 +12,7 @@ from typing import TypeVar
 from verify.report import PartResult
 from verify.scratch import ScratchServer
 
-NAMES = ("crashpoints", "kills", "pgcrash", "stuck", "orders", "races", "model", "fuzz", "authz", "sabotage")
+NAMES = ("crashpoints", "kills", "pgcrash", "stuck", "orders", "races", "model", "fuzz", "authz", "redis", "sabotage")
 
 T = TypeVar("T")
 

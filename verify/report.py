@@ -20,7 +20,8 @@ class PartResult:
 
     `must_fire`: the kinds that have to be in `fired`. `good` counts what succeeded as it should (deliveries, answers,
     rounds); below `good_min` the part fails, because a run in which nothing happened proves nothing. `failed`: further
-    reasons of its own why the part can't pass. `extra` goes into the report as it is.
+    reasons of its own why the part can't pass. `skipped`: what this machine lacks for it (never with CI=true). `extra`
+    goes into the report as it is.
     """
 
     name: str
@@ -35,6 +36,7 @@ class PartResult:
     must_fire: tuple[str, ...] = ()
     said: list[str] = field(default_factory=list[str])
     failed: list[str] = field(default_factory=list[str])
+    skipped: str | None = None
     extra: dict[str, Any] = field(default_factory=dict[str, Any])
 
     def violated(self, said: str, case: str | None = None) -> None:
@@ -55,6 +57,8 @@ class PartResult:
     @property
     def troubles(self) -> list[str]:
         """Why this part does not pass, besides violations; empty when it does."""
+        if self.skipped:
+            return []
         troubles = list(self.failed)
         silent = [kind for kind in self.must_fire if not self.fired[kind]]
         if silent:
@@ -81,6 +85,7 @@ class PartResult:
             "passed": self.passed,
             "good": self.good,
             "fired_by_kind": dict(sorted(self.fired.items())),
+            **({"skipped": self.skipped} if self.skipped else {}),
             **self.extra,
         }
 
@@ -108,13 +113,17 @@ def merge_report(results: Sequence[PartResult], path: Path = REPORT) -> dict[str
     return document
 
 
+def _word(result: PartResult) -> str:
+    return f"skipped: {result.skipped}" if result.skipped else "ok" if result.passed else "FAILED"
+
+
 def table(results: Sequence[PartResult]) -> str:
     """One line per part, and under it what is wrong."""
     lines = [f"{'part':<14}{'cases':>9}{'faults':>9}{'violations':>12}{'seconds':>9}  {'seed':<8}"]
     for result in results:
         lines.append(
             f"{result.name:<14}{result.cases:>9,}{result.fired.total():>9,}{result.violations:>12,}"
-            f"{result.seconds:>9.1f}  {result.seed:<8}{'ok' if result.passed else 'FAILED'}"
+            f"{result.seconds:>9.1f}  {result.seed:<8}{_word(result)}"
         )
         lines += [f"    {said}" for said in result.said]
         if result.violations > len(result.said):
