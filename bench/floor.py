@@ -234,7 +234,7 @@ class Rounds:
 
 
 async def run(context: Context) -> Result:
-    n, trainers = context.pick(1_500, 10_000), context.pick(200, 2_000)
+    n, trainers = context.pick(1_000, 10_000), context.pick(200, 2_000)
     with Server() as server:
         await prepare(server, READY, n, trainers, context.seed)
         ours_url = server.create("ours", READY)
