@@ -43,6 +43,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kafka_log, "TAKE_SECONDS", 0.1)
     monkeypatch.setattr(kafka_log, "LOOK_SECONDS", 0.5)
     monkeypatch.setattr(relay, "LOOK_SECONDS", 0.5)
+    monkeypatch.setattr(relay, "REPORT_SECONDS", 0.3)
 
 
 @pytest.fixture(params=["postgres", "mock", "kafka"])

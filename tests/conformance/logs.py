@@ -100,6 +100,11 @@ class Log:
             assert time.monotonic() < deadline, f"not within {PATIENCE_SECONDS:.0f} s"
             await self.turn(members or self.members)
 
+    async def share(self, members: Sequence[Member]) -> bool:
+        """Whether each of them has a part of the log."""
+        readers = [member._reader for member in members if isinstance(member, KafkaConsumer)]
+        return all(reader is not None and reader._ours for reader in readers)
+
     async def settle(self, *members: Member) -> None:
         """Until nothing has come for some turns: for what must not happen any more."""
         quiet = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from uuid import UUID
 
+import pytest
 from psycopg import errors as pg
 
 from caravan.db import Database
@@ -13,6 +14,9 @@ from caravan.eventlog.lag import list_lag
 from caravan.events import PurchaseConfirmed, PurchaseCreated
 from caravan.ids import new_id
 from tests.conformance.logs import Group, Log, confirmed, effects, say
+
+# A group that empties and fills again has to wait on the mock, for nothing that it could show.
+RETURNING = pytest.mark.parametrize("log", ["postgres", "kafka"], indirect=True)
 
 
 async def test_each_event_has_its_effect_once(log: Log, db: Database) -> None:
@@ -29,6 +33,7 @@ async def test_each_event_has_its_effect_once(log: Log, db: Database) -> None:
 async def test_two_members_share_the_work_and_keep_each_students_order(log: Log, db: Database) -> None:
     group, rng = Group(), random.Random(3)
     members = [await log.member(group, f"effects-{n}", page=7) for n in (1, 2)]
+    await log.until(lambda: log.share(members))
     students = [new_id() for _ in range(10)]
     said: dict[UUID, list[UUID]] = {student: [] for student in students}
     for _ in range(20):
@@ -91,6 +96,7 @@ async def test_an_unknown_type_is_parked(log: Log, db: Database) -> None:
         await log.until(lambda: _are_parked(db, 1))
 
 
+@RETURNING
 async def test_a_member_that_left_cleanly_leaves_nothing_to_do_twice(log: Log, db: Database) -> None:
     group = Group()
     first = await log.member(group, "effects-1")
@@ -106,6 +112,7 @@ async def test_a_member_that_left_cleanly_leaves_nothing_to_do_twice(log: Log, d
     assert (await effects(db))[-1:] == said
 
 
+@RETURNING
 async def test_what_comes_again_is_known(log: Log, db: Database) -> None:
     """The whole log once more: from the first window, and (with Kafka) once more into the topics."""
     group = Group()

@@ -51,7 +51,9 @@ class Reader:
                 "enable.auto.commit": False,
                 "enable.auto.offset.store": False,
                 "auto.offset.reset": "error",
-                "partition.assignment.strategy": "cooperative-sticky",
+                # Each topic is shared out evenly, and a student's partitions of all topics are one member's. (The
+                # cooperative one balances the number of partitions: all of a busy topic may be one member's.)
+                "partition.assignment.strategy": "range",
                 "session.timeout.ms": SESSION_MS,
                 "heartbeat.interval.ms": HEARTBEAT_MS,
                 "fetch.wait.max.ms": 200,
@@ -134,7 +136,8 @@ class Reader:
 
     def close(self) -> None:
         """Tell what is done, and leave the group: others go on at once."""
-        self._commit(self._ours, wait=True)
+        if self._line.last is None:  # nobody is there to be told: what is done comes again, and is known
+            self._commit(self._ours, wait=True)
         self._client.close()
 
     # -------------------------------------------------------------- within
@@ -153,8 +156,7 @@ class Reader:
             log.debug("offsets not committed", client=self._line.who, error=str(error))
 
     def _on_assign(self, client: Client, given: list[TopicPartition]) -> None:
-        places = {(each.topic, each.partition) for each in given}
-        self._ours |= places
+        self._ours = {(each.topic, each.partition) for each in given}
         try:
             stored = client.committed(given, timeout=ASK_SECONDS) if given else []
         except KafkaException:
@@ -163,7 +165,7 @@ class Reader:
             for each in stored:
                 if each.offset < 0:
                     each.offset = OFFSET_BEGINNING
-        client.incremental_assign(stored)
+        client.assign(stored)
 
     def _on_revoke(self, _client: Client, taken: list[TopicPartition]) -> None:
         places = {(each.topic, each.partition) for each in taken}
