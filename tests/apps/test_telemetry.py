@@ -37,8 +37,19 @@ def test_ours_and_the_libraries_lines_look_alike_and_are_correlated(stream: io.S
         logging.getLogger("library").warning("theirs %s", 4)
 
     ours, theirs = lines(stream)
-    assert (ours["event"], ours["count"], ours["correlationId"]) == ("ours", 3, "pay-1")
-    assert (theirs["event"], theirs["level"], theirs["correlationId"]) == ("theirs 4", "warning", "pay-1")
+    assert (ours["event"], ours["count"], ours["correlation_id"]) == ("ours", 3, "pay-1")
+    assert (theirs["event"], theirs["level"], theirs["correlation_id"]) == ("theirs 4", "warning", "pay-1")
+
+
+def test_the_lines_of_a_batch_name_every_payment_once(stream: io.StringIO) -> None:
+    with telemetry.correlate("pay-1", None, "pay-2", "pay-1"):
+        structlog.get_logger().info("done", count=2)
+    with telemetry.correlate(None):
+        structlog.get_logger().info("nothing of a payment")
+
+    done, other = lines(stream)
+    assert done["correlation_ids"] == "pay-1 pay-2"
+    assert not {"correlation_id", "correlation_ids"} & set(other)
 
 
 @pytest.mark.parametrize("name", ["password", "access_token", "latitude", "Authorization", "webhookSecret", "lon"])

@@ -17,6 +17,7 @@ from caravan.apps.services import SERVICES
 from caravan.db.migrate import SchemaProblem
 from caravan.errors import DomainError
 from caravan.settings import BadSettings, Settings
+from caravan.telemetry.tracing import exporting
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -42,7 +43,7 @@ async def _serve(settings: Settings, name: str) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with open_platform(settings) as platform:
+    async with exporting(settings.otlp_endpoint, name, settings.build), open_platform(settings) as platform:
         if SERVICES[name].routers:
             from caravan.apps.web import serve_web
 

@@ -32,6 +32,7 @@ from caravan.db.wake import Wake
 from caravan.realtime.gateway import Gateway
 from caravan.settings import Settings
 from caravan.student_views.cache import ViewCache
+from caravan.telemetry.tracing import exporting
 from caravan.web.deps import Db
 from caravan.web.policies import check_routes, public
 from caravan.web.setup import set_up
@@ -198,7 +199,7 @@ async def serve_health(platform: Platform, name: str, stop: asyncio.Event) -> No
 
 async def run_child(line: Line, settings: Settings, order: Order) -> None:
     """The web of `caravan up`: every HTTP service and the WebSockets, on the supervisor's socket."""
-    async with open_platform(settings) as platform:
+    async with exporting(settings.otlp_endpoint, "web", settings.build), open_platform(settings) as platform:
         listening = asyncio.Event()
         sockets = [socket.socket(fileno=int(order["fd"]))]
         async with asyncio.TaskGroup() as parts:

@@ -19,6 +19,7 @@ from caravan.eventlog.workers import Worker
 from caravan.fulfilment.reconciler import Reconciler
 from caravan.fulfilment.watch import Watch
 from caravan.settings import BadSettings, Settings
+from caravan.telemetry.tracing import exporting
 
 KAFKA_LOOK_SECONDS = 2.0  # at the start; a broker that shows itself later is fine
 
@@ -121,7 +122,7 @@ async def run_workers(platform: Platform, services: Collection[str], stop: async
 
 async def run_child(line: Line, settings: Settings, order: Order) -> None:
     """The workers of `caravan up`, and before them the demo's data."""
-    async with open_platform(settings) as platform:
+    async with exporting(settings.otlp_endpoint, "workers", settings.build), open_platform(settings) as platform:
         if settings.demo:
             from caravan.apps.demo_data import ensure_demo
 

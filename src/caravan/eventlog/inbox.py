@@ -10,6 +10,7 @@ from caravan.db.tx import Cause
 from caravan.eventlog.codec import Envelope
 from caravan.eventlog.subscription import Handler, Subscription
 from caravan.events import Event
+from caravan.telemetry import correlate, tracing
 
 # Claim events for a group; those that it has done before are not returned.
 CLAIM_EVENTS = """
@@ -46,13 +47,14 @@ async def apply_events(tx: Tx, subscription: Subscription, events: Sequence[tupl
     Handlers look at the present state by id, so events of one type are handled together, in order of first appearance.
     """
     new = {envelope.id for envelope in await claim(tx, subscription.group, [e for e, _ in events])}
+    fresh = [(envelope, event) for envelope, event in events if envelope.id in new]
+    told = [(envelope.id, envelope.type, envelope.correlationid, envelope.traceparent) for envelope, _event in fresh]
     by_handler: dict[Handler, list[Event]] = {}
-    for envelope, event in events:
-        if envelope.id not in new:
-            continue
-        if envelope.correlationid:
-            tx.causes[envelope.correlationid] = Cause(envelope.id, envelope.traceparent)
-        by_handler.setdefault(subscription.handlers[type(event)], []).append(event)
-    for handler, group_events in by_handler.items():
-        await handler(tx, group_events)
+    with tracing.handling(subscription.group, told) as traces, correlate(*(each[2] for each in told)):
+        for envelope, event in fresh:
+            if envelope.correlationid:
+                tx.causes[envelope.correlationid] = Cause(envelope.id, traces[envelope.id])
+            by_handler.setdefault(subscription.handlers[type(event)], []).append(event)
+        for handler, group_events in by_handler.items():
+            await handler(tx, group_events)
     return len(new)

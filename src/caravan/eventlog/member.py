@@ -27,7 +27,7 @@ from caravan.eventlog.workers import HEARTBEAT_SECONDS, HUNG_SECONDS, Worker
 from caravan.events import Event
 from caravan.telemetry import metrics
 
-PAGE_EVENTS_MAX = 256
+PAGE_EVENTS_MAX = 512
 STOP_SECONDS = 2.0
 POLL_SECONDS = 1.0  # the safety net under the wake-up hints
 HOPELESS_BEATS = 30  # so many heartbeats (a minute) within one turn end the process: a new one may do better
@@ -225,7 +225,11 @@ class Member(ABC):
         """The event's place is behind us: the next one is taken alone too."""
         self._suspicions[share] = Suspicion(1)
         self.worker.recovered()
-        log.error(f"[{self.subscription.label}] event parked in dead_letters", event_id=str(envelope.id))
+        log.error(
+            f"[{self.subscription.label}] event parked in dead_letters",
+            event_id=str(envelope.id),
+            correlation_id=envelope.correlationid,
+        )
 
     async def _pause_after(self, error: Exception) -> None:
         self._transient_attempts += 1

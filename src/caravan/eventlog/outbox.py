@@ -17,6 +17,7 @@ from caravan.db.wake import KIND
 from caravan.eventlog.codec import encode_data
 from caravan.events import Event
 from caravan.ids import child_traceparent, new_ids
+from caravan.telemetry import tracing
 
 # How many consumers one group can have at most: a student's events are all in one partition.
 PARTITIONS = 16
@@ -80,6 +81,10 @@ class _Said(NamedTuple):
     feed_number: int | None
 
 
+def _trace(event: Event, trace: str) -> str:
+    return tracing.said(event.type, trace) if tracing.active() else child_traceparent(trace)
+
+
 async def _write(tx: Tx) -> None:
     events: list[Event] = tx.outgoing
     if not events:
@@ -103,7 +108,7 @@ async def _write(tx: Tx) -> None:
                 partition_of(key),
                 correlation,
                 cause.event_id if cause else None,
-                child_traceparent(trace) if trace else None,
+                _trace(event, trace) if trace else None,
                 event.version,
                 encode_data(event),
                 student,

@@ -33,6 +33,7 @@ from caravan.fulfilment.repair import run_step
 from caravan.payments import coins, webhooks
 from caravan.people.trainers import roll_time
 from caravan.settings import Settings
+from caravan.telemetry import correlate
 from caravan.web import auth, idempotency, login
 
 SERVICE = "reconciler"
@@ -244,7 +245,9 @@ class Reconciler:
 
     async def _guarded(self, tx: Tx, name: str, step: Step, payment_ids: Sequence[UUID]) -> None:
         await _lock(tx, name)
-        await run_step(tx, step, payment_ids, notice=self.notice)
+        with correlate(*map(str, payment_ids)):
+            await run_step(tx, step, payment_ids, notice=self.notice)
+            log.info("[Reconciler] step taken", task=name, step=step, count=len(payment_ids))
 
     def _in_transaction(self, name: str, work: Callable[[Tx], Awaitable[int | None]]) -> Callable[[], Awaitable[int]]:
         async def run() -> int:

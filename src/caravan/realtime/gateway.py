@@ -8,7 +8,7 @@ socket that is slow costs a bounded queue and nothing else, because what it has 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from time import monotonic
@@ -23,6 +23,8 @@ from caravan.db.wake import EVERYTHING, Wake
 from caravan.realtime import protocol
 from caravan.realtime.access import Visitor, recheck
 from caravan.realtime.feed import Ask, list_heads, read_feeds
+from caravan.realtime.traces import trace_frames
+from caravan.telemetry import tracing
 
 POLL_SECONDS = 2.0
 RECHECK_SECONDS = 5.0
@@ -161,6 +163,7 @@ class Gateway:
         while asks := self._asks():
             async with self._db.transaction("websocket-server", read_only=True) as tx:
                 answers = await read_feeds(tx, asks)
+            frames: Counter[str] = Counter()
             for ask, answer in zip(asks, answers, strict=True):
                 for socket in list(self._by_student.get(str(ask.student), ())):
                     if socket.cursors.get(ask.student) != ask.after or not socket.room:
@@ -172,8 +175,11 @@ class Gateway:
                         socket.cursors[ask.student] = seq
                         socket.put(frame)
                         self.frames_sent += 1
+                        frames[frame] += 1
                     if socket.cursors[ask.student] < answer.head:
                         self._news.add(str(ask.student))
+            if tracing.active() and frames:
+                await trace_frames(self._db, frames)
 
     def _asks(self) -> list[Ask]:
         """The distinct places to read on from: sockets at the same place share one reading."""

@@ -79,8 +79,9 @@ def configure_logging(*, json: bool | None = None, stream: TextIO | None = None,
 
 
 @contextmanager
-def correlate(correlation_id: str | None, **more: str) -> Generator[None]:
-    """Every line logged inside carries `correlationId` and `more`."""
-    named = {"correlationId": correlation_id} if correlation_id else {}
-    with structlog.contextvars.bound_contextvars(**named, **more):
+def correlate(*correlation_ids: str | None) -> Generator[None]:
+    """Every line logged inside carries `correlation_id`; of a batch, `correlation_ids` in one text."""
+    known = list(dict.fromkeys(each for each in correlation_ids if each))
+    named = {"correlation_id": known[0]} if len(known) == 1 else {"correlation_ids": " ".join(known)} if known else {}
+    with structlog.contextvars.bound_contextvars(**named):
         yield

@@ -59,9 +59,7 @@ REDIS_HINTS = Counter(
     ["what"],
     registry=REGISTRY,
 )
-REDIS_CHANNELS = Gauge(
-    "caravan_redis_channels", "Students whose channel this process hears now.", registry=REGISTRY
-)
+REDIS_CHANNELS = Gauge("caravan_redis_channels", "Students whose channel this process hears now.", registry=REGISTRY)
 VIEW_READS = Counter(
     "caravan_view_cache_reads_total",
     "Views looked up in Redis: hit, miss, stale (of another version than the present one: refused), error.",

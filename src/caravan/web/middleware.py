@@ -5,7 +5,6 @@ Pure ASGI, one class, outermost: so that a refusal and a bug's 500 carry the sam
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterable
 from typing import Any, Final
@@ -18,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from caravan.errors import DomainError, Invalid
 from caravan.ids import new_traceparent
 from caravan.settings import Settings
-from caravan.telemetry import metrics
+from caravan.telemetry import metrics, tracing
 from caravan.web.credentials import cookie_name, find_bearer, is_same_origin
 from caravan.web.pages import answer_error
 
@@ -30,7 +29,6 @@ METHODS: Final = SAFE_METHODS | {"POST", "PUT", "PATCH", "DELETE"}
 WEBHOOKS: Final = "/api/v1/webhooks/"  # judged by their signature
 COOKIE_COUNTS_NOTHING: Final = frozenset({"/api/v1/auth/login", "/api/v1/auth/register"})
 QUIET_PATHS: Final = ("/healthz", "/readyz", "/metrics", "/static/")
-TRACEPARENT: Final = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 CONTENT_SECURITY_POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self';"
@@ -78,14 +76,17 @@ class Edge:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        scope["caravan.trace"] = trace = _read_trace(Headers(scope=scope))
+        given = _find_trace(Headers(scope=scope))
+        http = scope["type"] == "http"
+        span = tracing.Request(given, _method(scope)) if http and tracing.active() else None
+        scope["caravan.trace"] = trace = (span and span.traceparent) or given or new_traceparent()
         with structlog.contextvars.bound_contextvars(trace_id=trace.split("-")[1]):
-            if scope["type"] == "http":
-                await self._serve(scope, receive, send)
+            if http:
+                await self._serve(scope, receive, send, span)
             else:
                 await self._app(scope, receive, send)
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, span: tracing.Request | None) -> None:
         answer = _Answer(send)
         started = time.perf_counter()
         try:
@@ -100,7 +101,10 @@ class Edge:
             await response(scope, receive, answer.send)
         finally:
             seconds = time.perf_counter() - started
-            metrics.REQUESTS.labels(_method(scope), _route(scope), answer.status).observe(seconds)
+            method, route = _method(scope), _route(scope)
+            metrics.REQUESTS.labels(method, route, answer.status).observe(seconds)
+            if span is not None:
+                span.end(f"{method} {route}", route, answer.status)
             if not scope["path"].startswith(QUIET_PATHS):
                 # The path only: a query can hold a ticket or a name.
                 log.info(
@@ -154,9 +158,9 @@ def _route(scope: Scope) -> str:
     return getattr(scope.get("route"), "path", "") or "unmatched"
 
 
-def _read_trace(headers: Headers) -> str:
+def _find_trace(headers: Headers) -> str | None:
     given = headers.get("traceparent", "")
-    return given if TRACEPARENT.fullmatch(given) else new_traceparent()
+    return given if tracing.TRACEPARENT.fullmatch(given) else None
 
 
 def _check_address(request: Request) -> None:
