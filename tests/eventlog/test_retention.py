@@ -5,6 +5,7 @@ from __future__ import annotations
 from uuid import UUID
 
 from caravan.db import Database
+from caravan.eventlog import outbox
 from caravan.eventlog.retention import PARTITION_IDS, maintain
 from caravan.ids import new_id
 from tests.eventlog.test_log import Heard, confirmed, say
@@ -74,6 +75,29 @@ async def test_partitions_are_made_ahead_also_where_the_net_has_caught_something
     await say(db, confirmed(new_id()))
     assert (await maintained(db))["partitions_made"] == 2
     assert {"outbox_3", "outbox_4", "outbox_rest"} <= set(await partitions(db))
+
+
+async def test_partitions_are_made_while_somebody_speaks(db: Database) -> None:
+    await run(db, f"select setval('outbox_id_seq', {PARTITION_IDS + 5})")
+    async with db.transaction("test") as speaker:
+        outbox.append(speaker, [confirmed(new_id())])
+        assert speaker.flush
+        await speaker.flush(speaker)
+        speaker.flush = None
+        assert (await maintained(db))["partitions_made"] == 1  # its number is not to be seen yet
+
+
+async def test_what_the_net_caught_goes_when_it_is_old_and_heard(db: Database) -> None:
+    heard = Heard()
+    consumer = heard.consumer(db)
+    await consumer.enter()
+    await run(db, f"select setval('outbox_id_seq', {2 * PARTITION_IDS + 5})")
+    await say(db, confirmed(new_id()))
+    await run(db, "update outbox set occurred_at = now() - interval '40 days'")
+    assert (await maintained(db))["rest_rows_trimmed"] == 0  # not heard yet
+    while await consumer.run_once():
+        pass
+    assert (await maintained(db))["rest_rows_trimmed"] == 1
 
 
 async def test_old_claims_are_forgotten_group_by_group(db: Database) -> None:

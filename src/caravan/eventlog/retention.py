@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import LiteralString
 
 from psycopg import sql
 
@@ -20,6 +21,10 @@ select c.relname, substring(c.relname from 'outbox_(\d+)$')::bigint as number
 from pg_inherits i join pg_class c on c.oid = i.inhrelid
 where i.inhparent = 'outbox'::regclass and c.relname ~ '^outbox_\d+$' order by number
 """
+
+# Made apart and attached, as who speaks need not wait for that. Made in its place, it would shut the whole log.
+MAKE_PARTITION: LiteralString = "create table {} (like outbox including defaults)"
+ATTACH_PARTITION: LiteralString = "alter table outbox attach partition {} for values from ({}) to ({})"
 
 # The net holds what nobody had made a partition for in time: such a partition can't be made any more.
 LAST_ID_IN_REST = "select coalesce(max(id), -1) from outbox_rest"
@@ -47,9 +52,13 @@ async def maintain(tx: Tx) -> dict[str, int]:
 
 
 async def _partition(tx: Tx) -> dict[str, int]:
-    """Last, and only if it is soon had: making and dropping lock the whole log, and all who speak wait behind us."""
-    await tx.execute("set local lock_timeout = '1s'")
-    return {"partitions_made": await _make_ahead(tx), "partitions_dropped": await _drop_old(tx)}
+    """Last, and only if it is soon had: attaching shuts the net to readers, dropping the whole log to all."""
+    await tx.execute("set local lock_timeout = '300ms'")
+    return {
+        "partitions_made": await _make_ahead(tx),
+        "partitions_dropped": await _drop_old(tx),
+        "rest_rows_trimmed": await _trim_rest(tx),
+    }
 
 
 async def _make_ahead(tx: Tx) -> int:
@@ -58,13 +67,10 @@ async def _make_ahead(tx: Tx) -> int:
     present = {row["number"] for row in await tx.all(LIST_PARTITIONS)}
     missing = [number for number in range(first, current + 3) if number not in present]
     for number in missing:
-        await tx.execute(
-            sql.SQL("create table {} partition of outbox for values from ({}) to ({})").format(
-                sql.Identifier(f"outbox_{number}"),
-                sql.Literal(number * PARTITION_IDS),
-                sql.Literal((number + 1) * PARTITION_IDS),
-            )
-        )
+        name = sql.Identifier(f"outbox_{number}")
+        await tx.execute(sql.SQL(MAKE_PARTITION).format(name))
+        low, high = sql.Literal(number * PARTITION_IDS), sql.Literal((number + 1) * PARTITION_IDS)
+        await tx.execute(sql.SQL(ATTACH_PARTITION).format(name, low, high))
     return len(missing)
 
 
@@ -91,6 +97,21 @@ async def _list_old(tx: Tx) -> list[tuple[int, sql.Identifier]]:
             break
         old.append((row["number"], name))
     return old
+
+
+# What the net caught goes as it would with a partition of its own.
+TRIM_REST = """
+delete from outbox_rest where id in (
+  select id from outbox_rest
+  where occurred_at < %(before)s and (%(wanted)s::bigint is null or id < %(wanted)s) order by id limit 10000)
+"""
+
+
+async def _trim_rest(tx: Tx) -> int:
+    if await tx.value(LAST_ID_IN_REST) < 0:
+        return 0
+    wanted = await tx.value(LOWEST_WANTED)
+    return await tx.execute(TRIM_REST, {"before": tx.now - timedelta(days=LOG_DAYS), "wanted": wanted})
 
 
 # A bounded piece of each student's past; clients that ask for it are told to resync.
