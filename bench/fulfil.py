@@ -18,7 +18,7 @@ READY = "bench_waiting"
 
 async def run(context: Context) -> Result:
     n, trainers = context.pick(1_000, 10_000), context.pick(200, 2_000)
-    ones, runs = context.pick(50, 1_000), context.pick(2, 5)
+    ones, runs = context.pick(50, 500), context.pick(2, 5)
     with Server() as server:
         await prepare(server, READY, n, trainers, context.seed)
         tried = {workers: [await _one(server, context, n, workers)] for workers in (1, 2, 4)}
@@ -26,7 +26,9 @@ async def run(context: Context) -> Result:
         for _ in range(runs - 1):
             tried[best].append(await _one(server, context, n, best))
         await prepare(server, "bench_ones", ones, trainers, context.seed)
-        singly = [await fulfil(server.create("run", "bench_ones"), ones, workers=best, page=1) for _ in range(context.pick(1, 3))]
+        singly: list[Run] = []
+        for _ in range(context.pick(1, 3)):
+            singly.append(await fulfil(server.create("run", "bench_ones"), ones, workers=best, page=1))
     counted = await _count(context, n, trainers)
     timed = tried[best]
     per_second = spread([one.per_second for one in timed])

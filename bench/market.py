@@ -34,7 +34,7 @@ HOURS = range(6, 22)  # slots begin at these hours, of the student's clock
 STARTS_IN_DAYS = (3, 60)
 HOME_SHARE = 0.4
 STUDENTS_PER_PAYMENT = 0.8  # some buy a second course
-REACHING_MIN = 6  # a lesson at home is bought where so many could come
+REACHING_MIN = 8  # a lesson at home is bought where so many come whom no other home needs at that hour
 EPOCH_MS = 1_750_000_000_000  # ids are drawn, not timed: only their order matters
 
 
@@ -287,6 +287,7 @@ def _draw_sales(
     often_max = max(1, trainers * COURSES_TAUGHT // len(courses) // len(_cities(trainers)) // 2)
     asked: Counter[tuple[City, UUID, int]] = Counter()
     taken: set[tuple[UUID, int]] = set()
+    needed: set[tuple[Visitor, int]] = set()
     sales: list[Sale] = []
     for k in range(n):
         student = students[k % len(students)]
@@ -297,7 +298,9 @@ def _draw_sales(
                 break
         asked[student.city, course.id, hour] += 1
         taken.add((student.id, hour))
-        home = dice.random() < HOME_SHARE and _is_reached(dice, visitors.get(course.id, ()), student.place, hour)
+        home = dice.random() < HOME_SHARE and _is_reached(
+            dice, visitors.get(course.id, ()), student.place, hour, needed
+        )
         sales.append(
             Sale(
                 payment_id=ids(),
@@ -316,13 +319,25 @@ def _draw_sales(
     return sales
 
 
-def _is_reached(dice: random.Random, visitors: Sequence[Visitor], place: tuple[float, float], hour: int) -> bool:
-    """Whether enough trainers come here; looks around from anywhere in the list, as it may be long."""
+def _is_reached(
+    dice: random.Random,
+    visitors: Sequence[Visitor],
+    place: tuple[float, float],
+    hour: int,
+    needed: set[tuple[Visitor, int]],
+) -> bool:
+    """Whether enough trainers come here who are not needed elsewhere at that hour; one of them is needed here then.
+
+    Looks around from anywhere in the list, as it may be long.
+    """
     first = dice.randrange(len(visitors) or 1)
-    reaching = 0
+    reaching: list[Visitor] = []
     for k in range(len(visitors)):
-        reaching += visitors[(first + k) % len(visitors)].reaches(place, hour)
-        if reaching == REACHING_MIN:
+        visitor = visitors[(first + k) % len(visitors)]
+        if visitor.reaches(place, hour) and (visitor, hour) not in needed:
+            reaching.append(visitor)
+        if len(reaching) == REACHING_MIN:
+            needed.add((dice.choice(reaching), hour))
             return True
     return False
 

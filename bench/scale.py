@@ -59,7 +59,7 @@ class Point:
 
 
 async def run(context: Context) -> Result:
-    n, singles, rounds = context.pick(400, 1_000), context.pick(10, 40), context.pick(1, 3)
+    n, singles, rounds = context.pick(400, 500), context.pick(10, 40), context.pick(1, 5)
     sessions = [10**k for k in context.pick((4, 5), (4, 5, 6, 7))]
     trainers = [10**k for k in context.pick((2, 3), (2, 3, 4, 5))]
     result = Result({"payments": n, "singles": singles})
