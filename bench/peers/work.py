@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any, TypeVar, cast
-from uuid import UUID
+from uuid import UUID, uuid5
 
 import msgspec
 import psycopg
@@ -257,15 +257,17 @@ booking as (
     :allocation_terms::jsonb
   from booking
 )"""
+DELIVERED = """
+delivered as (
+  delete from undelivered where payment_id = :payment::uuid and exists (select from {after}) returning payment_id
+)"""
 SESSIONS = """
 numbered as (
   insert into tutoring_sessions (purchase_id, seq, allocation_id, booking_id, student_id, course_id, trainer_id,
     starts_at, ends_at, status)
   select :purchase::uuid, slot.n, :allocation::uuid, :booking::uuid, :student::uuid, :course::uuid, :trainer::uuid,
     slot.at, slot.at + make_interval(mins => :minutes::int), 'scheduled'
-  from {after} cross join unnest(:starts::timestamptz[]) with ordinality as slot(at, n)
-), delivered as (
-  delete from undelivered where payment_id = :payment::uuid and exists (select from {after})
+  from delivered cross join unnest(:starts::timestamptz[]) with ordinality as slot(at, n)
 )"""
 FEED = """
 heads as (
@@ -292,20 +294,28 @@ FULFIL = _joined(
     PURCHASE,
     "bought as (select id from purchase union all select :purchase::uuid where :bought::boolean)",
     BOOKING.format(after="bought"),
-    SESSIONS.format(after="booking"),
+    DELIVERED.format(after="booking"),
+    SESSIONS,
     FEED.format(after="booking"),
     "booking",
 )
-# The same in three steps, for those whose transactions are the steps of a workflow.
+# The same in three steps, for those whose transactions are the steps of a workflow. Each may run again.
 CREATE_PURCHASE = _joined(PURCHASE, FEED.format(after="purchase"), "purchase")
 ALLOCATE = _joined(BOOKING.format(after="(select) one"), FEED.format(after="booking"), "booking")
-SCHEDULE = _joined(SESSIONS.format(after="(select) one"), FEED.format(after="(select) one"), "heads")
+SCHEDULE = _joined(DELIVERED.format(after="(select) one"), SESSIONS, FEED.format(after="delivered"), "heads")
+FIND_BOOKING = Statement("select trainer_id from bookings where id = :booking::uuid")
 
 
 async def read_sale(fetch: Fetch, payment_id: UUID) -> Sale | None:
     """None: it is bought already, by this job's earlier life or a twin."""
     [row] = await READ_SALE.rows(fetch, {"payment": payment_id})
     return Sale(*row[:-1]) if row[-1] is None else None
+
+
+async def read_sale_again(fetch: Fetch, payment_id: UUID) -> Sale:
+    """For a step that may run twice: whatever is made of it has the same ids each time."""
+    [row] = await READ_SALE.rows(fetch, {"payment": payment_id})
+    return Sale(*row[:-1], *(uuid5(payment_id, name) for name in ("purchase", "allocation", "booking")))
 
 
 async def search_trainer(fetch: Fetch, sale: Sale) -> UUID:
@@ -350,6 +360,10 @@ async def allocate(fetch: Fetch, sale: Sale) -> None:
     for _ in range(SEARCHES_MAX):
         sale.trainer_id = await search_trainer(fetch, sale)
         if await book(fetch, sale):
+            return
+        mine = await FIND_BOOKING.rows(fetch, {"booking": sale.booking_id})
+        if mine:  # of this step's earlier life
+            sale.trainer_id = mine[0][0]
             return
     raise NobodyFree(f"lost {SEARCHES_MAX} races for payment {sale.payment_id}")
 
