@@ -35,8 +35,8 @@ class Reach:
     looked_at: int
 
 
-REACHES = (Reach(3, 24), Reach(12, 96), Reach(48, 384))
-"""Three are enough for almost everybody, and keep the load even: the best of a few is nearly the best of all. Each
+REACHES = (Reach(4, 24), Reach(16, 128), Reach(64, 512))
+"""Four are enough for almost everybody, and keep the load even: the best of a few is nearly the best of all. Each
 further reach is for those whose few are taken."""
 
 
