@@ -39,9 +39,10 @@ select d.xact_commit, d.blks_hit + d.blks_read, (pg_current_wal_lsn() - '0/0'::p
 from pg_stat_database d where d.datname = current_database()
 """
 HAS_STATEMENTS = "select exists (select from pg_extension where extname = 'pg_stat_statements')"
+# Without our own looking.
 COUNT_STATEMENTS = """
 select coalesce(sum(calls), 0)::bigint from pg_stat_statements s join pg_database d on d.oid = s.dbid
-where d.datname = current_database()
+where d.datname = current_database() and query !~ 'pg_stat_(activity|statements|database)|pg_extension'
 """
 
 
