@@ -13,7 +13,8 @@ from random import Random
 from zoneinfo import ZoneInfo
 
 from caravan.errors import DomainError
-from verify import authz_edges, commits, lives, orders, parsers, races, stuck
+from tests.redis_server import RedisServer
+from verify import authz_edges, commits, lives, orders, parsers, races, redis, stuck
 from verify.authz import Stage as Door
 from verify.authz import _permissions, _refusals  # pyright: ignore[reportPrivateUsage]
 from verify.authz_matrix import list_matrix
@@ -24,6 +25,7 @@ from verify.crashpoints.stage import make_template
 from verify.crew import Share
 from verify.fleet import Fleet
 from verify.parts import Context
+from verify.redis_fences import play_fences
 from verify.report import PartResult
 from verify.site import gather_cast, serve
 from verify.tamper import Ground
@@ -35,6 +37,8 @@ BATCH_CASES = 38
 SIGNATURES = 4_000
 COMMIT_SECONDS = 4.0  # until an event that didn't come is lost
 GROUND_TRAINERS = 4
+PLAYS = 20
+ROUNDS, FAMILIES = 3, 16
 
 
 def context_of(part: str, seed: int, ground: Ground) -> Context:
@@ -196,6 +200,31 @@ async def keys(ground: Ground, seed: int) -> PartResult:
         return door.result
 
 
+# ------------------------------------------------------------------ Redis
+
+
+async def fences(ground: Ground, seed: int) -> PartResult:
+    result = context_of("redis", seed, ground).result()
+    with RedisServer() as server:
+        async with ground.create().database() as db:
+            await play_fences(result, db, server, Random(seed), PLAYS)
+    return result
+
+
+async def sockets(ground: Ground, seed: int) -> PartResult:
+    """Everybody's one course is paid and delivered while Redis comes and goes."""
+    result = context_of("redis", seed, ground).result()
+    redis.CATCH_UP_SECONDS_MAX = 6.0
+    made = ground.create()
+    with RedisServer() as server:
+        async with made.database() as db:
+            await redis.run_sockets(
+                result, db, made.url, server, Random(seed), ROUNDS, FAMILIES, FAMILIES, patch=ground.tamper.patch
+            )
+        ground.tamper.hit((server.starts - 1) * (ground.tamper.patch is not None))
+    return result
+
+
 DRILLS: dict[str, Drill] = {
     "orders plain": of_orders("paid", "late success"),
     "orders twice": of_orders("paid twice", "paid twice, one refunded"),
@@ -224,6 +253,8 @@ DRILLS: dict[str, Drill] = {
     "fuzz signatures": signatures,
     "authz students": students,
     "authz keys": keys,
+    "redis fences": fences,
+    "redis sockets": sockets,
 }
 
 

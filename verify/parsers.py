@@ -34,9 +34,9 @@ from caravan.payments.providers import KNOWN_TYPES, ProviderEvent, SandboxProvid
 from caravan.realtime.protocol import FrameRefused, parse_resume
 from caravan.settings import BadSettings, load_settings
 from caravan.student_views.cursor import Cursor, CursorInvalid
+from caravan.telemetry.tracing import TRACEPARENT
 from caravan.web.auth import InvalidEmail, normalise_email
 from caravan.web.idempotency import KEY
-from caravan.web.middleware import TRACEPARENT
 from caravan.web.pages import safe_next
 
 Dice = random.Random

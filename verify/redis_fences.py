@@ -68,8 +68,8 @@ class Play:
             case _:
                 pass
         held = self.server.get(key_of(Shown.HOME, self.student))
-        if self.floor >= 0 and (held is None or int(held.split()[0]) < self.floor):
-            self.wrong.append(f"after {what} Redis holds {held[:60] if held else held!r}, and had {self.floor} before")
+        if held is not None and int(held.split()[0]) < self.floor:
+            self.wrong.append(f"after {what} Redis holds {held[:60]!r}, and had {self.floor} before")
 
     async def _change(self) -> None:
         async with self.db.transaction("session-worker") as tx:

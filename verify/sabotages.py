@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -17,12 +18,15 @@ from psycopg.conninfo import make_conninfo
 
 from caravan import calendar
 from caravan.allocations.plan import Plan
-from caravan.db import Database, Tx
+from caravan.db import Database, Tx, redis_hints
+from caravan.db.redis_hints import RedisHints
+from caravan.db.wake import Wake
 from caravan.eventlog import outbox, postgres_log
 from caravan.eventlog.consumer import KNOWN_TYPES
 from caravan.eventlog.postgres_log import SNAPSHOT, Cursor
 from caravan.payments.model import Status
-from verify.tamper import Tamper
+from caravan.realtime import gateway
+from verify.tamper import NoSuchPlace, Tamper
 
 
 @dataclass(frozen=True, slots=True)
@@ -439,6 +443,100 @@ def everybodys_student(t: Tamper) -> None:
     t.replace("web.auth:Actor.require_student", let_in)
 
 
+# ------------------------------------------------------------------ Redis
+
+
+def cache_unfenced(t: Tamper) -> None:
+    """What is put is put, whatever stands there."""
+
+    def any_version(script: str) -> str:
+        _, refusal, rest = script.partition("then return 0 end")
+        assert refusal
+        return rest
+
+    t.replace("student_views.cache:PUT", any_version)
+    t.replace("student_views.cache:ViewCache._put", lambda put: _counted(t, put))
+
+
+def cache_only_deletes(t: Tamper) -> None:
+    """The cache-worker deletes, as the seeds' did; who has read the old state slowly puts it back."""
+
+    def delete(_script: str) -> str:
+        return "return redis.call('del', unpack(KEYS))"
+
+    t.replace("student_views.cache:FENCE", delete)
+    t.replace("student_views.cache:ViewCache._fence", lambda fence: _counted(t, fence))
+
+
+def cache_believed(t: Tamper) -> None:
+    """What Redis holds is shown, without a look at the student's version."""
+
+    def believing(read: Any) -> Any:
+        async def anything(cache: Any, db: Database, student: UUID, shown: Any, make: Any) -> bytes:
+            held = await cache._get(shown, student)
+            mark, _, body = (held or b"").partition(b"\n")
+            if b" " in mark:
+                t.hit()
+                return body
+            return await read(cache, db, student, shown, make)
+
+        return anything
+
+    t.replace("student_views.cache:ViewCache.read", believing)
+
+
+def _counted(t: Tamper, call: Any) -> Any:
+    async def counted(*given: Any) -> Any:
+        t.hit()
+        return await call(*given)
+
+    return counted
+
+
+def hints_over_redis_only(t: Tamper) -> None:
+    """The WebSocket servers hear Redis and nothing else, and don't look for what it lost."""
+    t.patch = "verify.sabotages:hear_redis_only"
+
+
+def hear_redis_only() -> None:
+    """In a process of the fleet; set by hand, because a Tamper would import all of the product first."""
+    begin = RedisHints.__init__
+
+    def deaf(hints: Any, redis: Any, tell: Any) -> None:
+        begin(hints, redis, _deaf)
+        hints.loud = tell
+
+    async def listen(hints: Any, connection: Any) -> None:
+        while True:
+            try:
+                kind, channel, *_ = await connection.read_response(timeout=math.inf, disconnect_on_error=False)
+            except Exception as error:
+                raise redis_hints._Broken from error  # pyright: ignore[reportPrivateUsage]
+            key = channel.decode().removeprefix(redis_hints.PREFIX)
+            if kind == b"subscribe":
+                hints._heard.add(key)
+            elif kind == b"message":
+                hints.loud(frozenset((key,)))
+
+    for owner, name, fault in (
+        (gateway, "POLL_SECONDS", 3600.0),
+        (RedisHints, "__init__", deaf),
+        (RedisHints, "_listen", listen),
+        (Wake, "_hear", _stir_the_workers),
+    ):
+        if not hasattr(owner, name):
+            raise NoSuchPlace(name)
+        setattr(owner, name, fault)
+
+
+def _deaf(_keys: frozenset[str]) -> None:
+    pass
+
+
+def _stir_the_workers(wake: Any, _payload: str) -> None:
+    wake._tell(frozenset[str]())
+
+
 FAULTS: tuple[Fault, ...] = (
     # the seeds' five
     Fault("publish-outside-the-transaction", "crashpoints webhook-succeeded", publish_outside),
@@ -476,5 +574,9 @@ FAULTS: tuple[Fault, ...] = (
     Fault("one-session-less", "orders plain", one_session_less),
     Fault("reconciler-idle", "crashpoints reconcile-purchase", reconciler_idle),
     Fault("audit-row-missing", "races repair", audit_missing),
+    Fault("cache-unfenced", "redis fences", cache_unfenced),
+    Fault("cache-only-deletes", "redis fences", cache_only_deletes),
+    Fault("cache-believed", "redis fences", cache_believed),
+    Fault("hints-over-redis-only", "redis sockets", hints_over_redis_only),
 )
 BY_NAME = {fault.name: fault for fault in FAULTS}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from tests.redis_server import missing as redis_missing
 from verify.crashpoints import prepare as p
+from verify.crashpoints.cached import Fence, Look
 from verify.crashpoints.push import Push
 from verify.crashpoints.stage import Answer, Case, Stage
 from verify.crashpoints.steps import (
@@ -55,7 +57,9 @@ AGAIN = ("audit",)  # a button pressed twice is two rows of the audit
 
 def list_steps() -> list[Step]:
     """All of them, new each time: a step keeps its worker while it plays."""
-    return [*_money(), *_operator(), *_purchase_group(), *_allocation_group(), *_other_groups(), *_reconciler()]
+    return [
+        *_money(), *_operator(), *_purchase_group(), *_allocation_group(), *_other_groups(), *_reconciler(), *_cached()
+    ]  # fmt: skip
 
 
 def _money() -> list[Step]:
@@ -211,4 +215,15 @@ def _reconciler() -> list[Step]:
         Round("reconcile-time", p.newcomers, p.let_time_stand, task="trainers' time"),
         Round("reconcile-log", p.newcomers, p.lack_a_partition, task="log"),
         *(Round(f"reconcile-{name.replace(' ', '-')}", p.newcomers, task=name) for name in housekeeping),
+    ]
+
+
+def _cached() -> list[Step]:
+    """With a Redis, where there is one (the part `redis` says so where there is none)."""
+    if redis_missing():
+        return []
+    created = ("PURCHASE_CREATED", "COURSE_ACCESS_GRANTED")
+    return [
+        Look("look", p.delivered),
+        Fence("fence", p.paid(PURCHASE), group=VIEWS, types=created, per_student=2),
     ]

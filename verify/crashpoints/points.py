@@ -1,8 +1,8 @@
 """Every place where the product touches the world, counted while it runs; and at any of them, a fault.
 
 A point is a statement (begin, commit and savepoints are statements too: all of them pass `AsyncCursor.execute`), a
-wake-up hint (`Wake.send`) or a frame for a socket (`Socket.put`). They are wrapped from outside while `Points` is
-installed; the product knows nothing of it.
+wake-up hint (`Wake.send`), a frame for a socket (`Socket.put`) or commands to Redis (`Redis._exchange`). They are
+wrapped from outside while `Points` is installed; the product knows nothing of it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import psycopg
 from psycopg import sql
 
 import caravan
+from caravan.db.redis import Command, Redis
 from caravan.db.wake import Wake
 from caravan.realtime.gateway import Socket
 
@@ -41,8 +42,8 @@ class Fault(StrEnum):
 
 
 BEFORE, AFTER = "before", "after"
-STATEMENT, HINT, FRAME = "statement", "hint", "frame"
-# Hints and frames are no statements: the database can't answer them. What can happen there is what is left.
+STATEMENT, HINT, FRAME, CACHE = "statement", "hint", "frame", "cache"
+# The others are no statements: the database can't answer them. What can happen there is what is left.
 ELSEWHERE = (Fault.KILLED, Fault.EXCEPTION, Fault.DROPPED, Fault.CANCELLED)
 
 
@@ -90,6 +91,7 @@ class Points:
         self._execute = psycopg.AsyncCursor[Any].execute
         self._send = Wake.send
         self._put = Socket.put
+        self._exchange = Redis._exchange  # pyright: ignore[reportPrivateUsage]
 
     def install(self) -> None:
         points = self
@@ -103,6 +105,10 @@ class Points:
         def put(receiver: Socket, frame: str) -> None:
             points.touch(Point(FRAME, "frame to a socket"), lambda: points._put(receiver, frame))
 
+        async def exchange(redis: Redis, commands: Sequence[Command]) -> list[Any]:
+            return await points.exchange(redis, commands)
+
+        setattr(Redis, "_exchange", exchange)  # noqa: B010
         setattr(psycopg.AsyncCursor, "execute", execute)  # noqa: B010 - the checker knows that it isn't the same
         setattr(Wake, "send", send)  # noqa: B010
         setattr(Socket, "put", put)  # noqa: B010
@@ -111,6 +117,7 @@ class Points:
         psycopg.AsyncCursor.execute = self._execute
         Wake.send = self._send
         Socket.put = self._put
+        setattr(Redis, "_exchange", self._exchange)  # noqa: B010
 
     @contextmanager
     def watching(self, strikes: Sequence[Strike] = ()) -> Generator[None]:
@@ -150,6 +157,15 @@ class Points:
         if strike and strike.when == AFTER:
             await self._strike(strike, cursor.connection)
         return result
+
+    async def exchange(self, redis: Redis, commands: Sequence[Command]) -> list[Any]:
+        strike = self._pass(Point(CACHE, f"Redis {commands[0][0]}")) if self._watching else None
+        if strike and strike.when == BEFORE:
+            self._strike_now(strike)
+        answers = await self._exchange(redis, commands)
+        if strike and strike.when == AFTER:
+            self._strike_now(strike)
+        return answers
 
     def touch(self, point: Point, do: Callable[[], None]) -> None:
         strike = self._pass(point) if self._watching else None

@@ -15,14 +15,18 @@ from fastapi import FastAPI
 
 from caravan.apps.web import create_app
 from caravan.db import Database
+from caravan.db.redis import Redis
 from caravan.db.wake import Wake
+from caravan.student_views.cache import ViewCache
 from caravan.web import auth
 from caravan.web.auth import Role
+from tests.redis_server import RedisServer
 from verify.crashpoints.points import points
 from verify.scratch import Databases, ScratchDatabase
 from verify.world import SETTINGS, World, open_world
 
 WIRES = 4  # of the product's pool
+REDIS_SECONDS = 10.0
 EMAIL = "operator@verify.example"
 
 
@@ -93,6 +97,8 @@ class Stage:
         self.ours = Database(scratch.url, max_connections=2, on_hints=self.wake.send)
         self.world = World(self.ours, template.course, list(template.trainers))
         self.on_reopen: list[Any] = []
+        self.server: RedisServer | None = None
+        self.redis: Redis | None = None
 
     def _connect(self) -> Database:
         return Database(self.scratch.url, max_connections=WIRES, on_hints=self.wake.send)
@@ -106,11 +112,25 @@ class Stage:
     async def __aexit__(self, *_: object) -> None:
         await self.db.close()
         await self.ours.close()
+        self.app.state.views = None
+        if self.redis is not None and self.server is not None:
+            await self.redis.close()
+            self.server.kill()
+
+    async def open_redis(self) -> ViewCache:
+        """For a step that is about Redis: the product uses one from now on."""
+        self.server = self.server or RedisServer().start()
+        self.redis = Redis(self.server.url).open()
+        await self.redis.wait_until_up(REDIS_SECONDS)
+        self.app.state.views = views = ViewCache(self.redis)
+        return views
 
     async def reopen(self) -> None:
         """In a forked child: connections of its own, everything else as it was."""
         self.db = self.app.state.db = await self._connect().open()
         self.world.db = await Database(self.scratch.url, max_connections=1).open()
+        if self.redis is not None:
+            await self.open_redis()
         for told in self.on_reopen:
             told(self.db)
 
