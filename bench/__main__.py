@@ -9,6 +9,7 @@ import logging
 import signal
 import sys
 import time
+import traceback
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -59,6 +60,10 @@ def main(arguments: list[str] | None = None) -> int:
                 result = asyncio.run(_run(Context(name, chosen.scale, chosen.seed)))
         except Wrong as wrong:
             print(f"  no figure: {wrong}")
+            failed += 1
+            continue
+        except Exception:  # one part's trouble is not the others'
+            traceback.print_exc()
             failed += 1
             continue
         result.figures |= {"seconds": round(time.monotonic() - began, 1), "steal_percent": steal.percent}
