@@ -18,6 +18,7 @@ from caravan.apps.web import create_app
 from caravan.db import Database
 from caravan.db.wake import Wake
 from caravan.eventlog.subscription import register_groups
+from caravan.fulfilment.watch import Watch
 from caravan.ids import new_id
 from caravan.settings import load_settings
 from caravan.telemetry import metrics as counted
@@ -127,7 +128,9 @@ async def test_overdue_and_unclaimed_money_and_dead_letters(watched: Watched) ->
            values (%(id)s, 'purchase-creation-workers', %(id)s, 'PURCHASE_CONFIRMED', '{}', 'X', 'x', 3)""",
         id=payment,
     )
+    await Watch(watched.shop.db, SETTINGS).look()
     samples = await watched.scrape()
+    assert value(samples, "caravan_alerts", alert="DEAD_LETTERS", severity="critical") == 1
     assert value(samples, "caravan_overdue_payments", gap="PurchaseMissing") == 1
     assert value(samples, "caravan_overdue_payments", gap="SessionsMissing") == 0
     assert value(samples, "caravan_unclaimed_payments", currency="INR") == 1

@@ -25,6 +25,7 @@ from prometheus_client.samples import Sample
 from caravan.db import Database, Tx
 from caravan.eventlog.lag import list_lag
 from caravan.eventlog.workers import list_workers
+from caravan.fulfilment.alerts import list_open
 from caravan.fulfilment.gaps import GAPS, list_gap
 from caravan.payments.webhooks import list_unclaimed
 from caravan.telemetry import metrics
@@ -91,6 +92,7 @@ PLATFORM: tuple[Figure, ...] = (
     Figure("caravan_unclaimed_payments", "Captured webhooks that matched no payment in time.", ("currency",)),
     Figure("caravan_unclaimed_cents", "Unclaimed money, in minor units.", ("currency",)),
     Figure("caravan_dead_letters", "Events that were given up and wait for an operator.", ("group",)),
+    Figure("caravan_alerts", "Alerts of the product itself that are open now.", ("alert", "severity")),
 )
 PROCESS: tuple[Figure, ...] = (
     Figure("caravan_build_info", "1, with the build that runs in this process.", ("process", "build")),
@@ -150,6 +152,8 @@ async def read_platform(tx: Tx, unclaimed_after: timedelta) -> dict[str, list[Va
         cents[item.currency] += item.amount_cents
     found["caravan_unclaimed_cents"] = _counted(cents)
     found["caravan_dead_letters"] = [((group,), count) for group, count in await tx.tuples(PARKED_LETTERS)]
+    open_alerts = Counter((alert.name, str(alert.severity)) for alert in await list_open(tx))
+    found["caravan_alerts"] = list(open_alerts.items())
     known = {labels for labels, _count in found["caravan_dead_letters"]}
     found["caravan_dead_letters"] += [((lag.group,), 0) for lag in lags if (lag.group,) not in known]
     return found
