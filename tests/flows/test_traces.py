@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import structlog
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from structlog.testing import capture_logs
 
 from caravan.db import Database
 from caravan.db.wake import Wake
@@ -133,6 +135,32 @@ async def test_nothing_of_a_person_is_in_a_span(shop: Shop, spans: InMemorySpanE
     told = "".join(span.to_json() for span in spans.get_finished_spans())
     for secret in ("asha", "Asha", "28.6139", "77.209", "Bearer"):
         assert secret not in told
+
+
+async def test_every_line_about_a_payment_names_it(shop: Shop) -> None:
+    """The words that the guides search for, each with the payment: alone by its id, in a batch among the others."""
+    with capture_logs(processors=[structlog.contextvars.merge_contextvars]) as lines:
+        first = await shop.bought()
+        await shop.work()
+        async with shop.db.transaction() as tx:
+            student = await builders.a_student(tx)
+        batch = [await shop.bought(slot="7:00 AM"), await shop.bought(student=student, slot="8:00 AM")]
+        await shop.work()
+
+    def naming(words: str) -> list[str]:
+        named = [line.get("correlation_id", line.get("correlation_ids")) for line in lines if words in line["event"]]
+        assert None not in named, words
+        return named
+
+    for words in (
+        "[PurchaseWorker] Processing PURCHASE_CONFIRMED event",
+        "Purchase created successfully",
+        "PURCHASE_CREATED event emitted",
+        "Allocation verified in database",
+        "Sessions created successfully",
+    ):
+        assert naming(words)[0] == str(first)
+        assert {one for text in naming(words)[1:] for one in text.split()} == {str(payment) for payment in batch}
 
 
 async def test_without_an_exporter_the_trace_is_the_same(shop: Shop) -> None:

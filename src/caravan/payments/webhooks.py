@@ -143,7 +143,12 @@ async def _apply_refund(tx: Tx, payment: Payment, event: ProviderEvent) -> str:
 
 
 def _odd(event: ProviderEvent, outcome: str) -> str:
-    log.warning("webhook contradicts what we know", event_id=event.event_id, outcome=outcome)
+    log.warning(
+        "webhook contradicts what we know",
+        event_id=event.event_id,
+        outcome=outcome,
+        correlation_id=str(event.payment_id),
+    )
     return outcome
 
 
