@@ -314,6 +314,16 @@ async def test_the_dead_mans_signal_goes_out_while_watching_works(shop: Shop) ->
         assert receiver.heard[0][0].startswith("GET /hook?key=hunter2 ")
 
 
+async def test_it_goes_out_from_the_first_look_on(shop: Shop) -> None:
+    async with receiving(200) as receiver:
+        stop = asyncio.Event()
+        running = asyncio.create_task(Watch(shop.db, settings(heartbeat_url=receiver.url)).run(stop))
+        async with asyncio.timeout(10):
+            await receiver.came.wait()
+        stop.set()
+        await running
+
+
 async def test_it_is_withheld_where_the_reconciler_hangs(shop: Shop) -> None:
     async with receiving(200) as receiver:
         watching = Watch(shop.db, settings(heartbeat_url=receiver.url))

@@ -71,10 +71,17 @@ class Watch:
         if self.webhook_url:
             parts.append(self._forever(stop, SEND_SECONDS, self.send))
         if self.heartbeat_url:
-            parts.append(self._forever(stop, HEARTBEAT_SECONDS, self.beat))
+            parts.append(self._beat_forever(stop))
         async with asyncio.TaskGroup() as tasks:
             for part in parts:
                 tasks.create_task(part)
+
+    async def _beat_forever(self, stop: asyncio.Event) -> None:
+        """From the first look on: a restart must not cost a minute of silence."""
+        while self._looked_at is None and not stop.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), 0.1)
+        await self._forever(stop, HEARTBEAT_SECONDS, self.beat)
 
     async def _forever(self, stop: asyncio.Event, seconds: float, turn: Callable[[], Awaitable[object]]) -> None:
         while not stop.is_set():
@@ -112,11 +119,11 @@ class Watch:
             if self._clock() >= self._purge_at:
                 await alerts.purge(tx)
         self._purge_at = self._clock() + PURGE_SECONDS if self._clock() >= self._purge_at else self._purge_at
-        self._looked()
         self._reconciling = any(
             worker.service == SOURCE and worker.alive and worker.progress_age_seconds < TURNED_SECONDS_MAX
             for worker in looked.workers
         )
+        self._looked()
         for alert in raised:
             log.warning(
                 "alert begins", alert=alert.name, subject=alert.subject, severity=alert.severity, said=alert.said
