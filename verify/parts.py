@@ -12,7 +12,21 @@ from typing import TypeVar
 from verify.report import PartResult
 from verify.scratch import ScratchServer
 
-NAMES = ("crashpoints", "kills", "pgcrash", "stuck", "orders", "races", "model", "fuzz", "authz", "redis", "sabotage")
+NAMES = (
+    "crashpoints",
+    "kills",
+    "pgcrash",
+    "stuck",
+    "orders",
+    "races",
+    "model",
+    "fuzz",
+    "authz",
+    "redis",
+    "kafka_outage",
+    "kafka_stream",
+    "sabotage",
+)
 
 T = TypeVar("T")
 

@@ -81,6 +81,7 @@ class Settings(BaseSettings):
     kafka_prefix: str = Field(default="", max_length=60, pattern=r"^[a-zA-Z0-9._-]*$")  # of topics and groups
     kafka_partitions: int = Field(default=16, ge=1, le=1000)  # of every topic
     kafka_retention_hours: int = Field(default=7 * 24, ge=1, le=29 * 24)  # the outbox keeps 30 days
+    kafka_group_protocol: Literal["consumer", "classic"] = "consumer"  # of brokers older than 4.0: classic
     kafka_security: Literal["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"] = "plaintext"
     kafka_sasl: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
     kafka_username: str | None = None

@@ -1,9 +1,9 @@
-"""Each test runs on the log in PostgreSQL, on librdkafka's mock cluster, and on a real Kafka."""
+"""Each test runs on the log in PostgreSQL, on librdkafka's mock cluster (classic groups), and on a real Kafka."""
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncIterator, Iterator
-from itertools import count
 from typing import Any
 
 import pytest
@@ -17,7 +17,11 @@ from tests.kafka.mock import MockKafka
 from tests.kafka.server import KafkaServer
 
 PARTITIONS = 4
-_numbers = count(1)
+
+
+def _prefix() -> str:
+    """Topics and groups of one test's own, whoever else uses the broker."""
+    return f"t{secrets.token_hex(4)}-"
 
 
 @pytest.fixture(scope="session")
@@ -26,15 +30,23 @@ def mock_kafka() -> Iterator[MockKafka]:
         yield mock
 
 
-def kafka_of(address: str, prefix: str) -> Kafka:
-    environ = {"CARAVAN_KAFKA_PREFIX": prefix, "CARAVAN_KAFKA_PARTITIONS": str(PARTITIONS)}
-    return Kafka(load_settings({"KAFKA_BROKER": address, **environ}))
+def kafka_of(address: str, prefix: str, protocol: str = "consumer") -> Kafka:
+    return Kafka(
+        load_settings(
+            {
+                "KAFKA_BROKER": address,
+                "CARAVAN_KAFKA_PREFIX": prefix,
+                "CARAVAN_KAFKA_PARTITIONS": str(PARTITIONS),
+                "CARAVAN_KAFKA_GROUP_PROTOCOL": protocol,
+            }
+        )
+    )
 
 
 @pytest.fixture
 def kafka(kafka_server: KafkaServer) -> Kafka:
     """Topics and groups of this test's own, on the real Kafka."""
-    return kafka_of(kafka_server.address, f"t{next(_numbers)}-")
+    return kafka_of(kafka_server.address, _prefix())
 
 
 @pytest.fixture
@@ -51,7 +63,7 @@ async def log(request: pytest.FixtureRequest, db: Database, hasty: None) -> Asyn
     kafka: Any = None
     if request.param == "mock":
         mock: MockKafka = request.getfixturevalue("mock_kafka")
-        kafka = kafka_of(mock.address, f"m{next(_numbers)}-")
+        kafka = kafka_of(mock.address, _prefix(), "classic")
         mock.make_topics([kafka.named(topic) for topic in kafka.topics], PARTITIONS)
     elif request.param == "kafka":
         kafka = request.getfixturevalue("kafka")

@@ -139,6 +139,9 @@ async def test_an_absent_broker_is_waited_for_and_drained_in_order(
     for _ in range(3):
         await log.turn([member])
     assert not await done(db, 21)
+    async with db.transaction() as tx:
+        lag = {each.group: each for each in await list_lag(tx)}
+        assert lag["outbox-relay"].messages == 20  # not taken for sent
     own_server.start()
     await log.until(lambda: done(db, 40))
     assert await effects(db) == said
@@ -224,7 +227,7 @@ async def test_workers_fail_over_to_the_outbox_and_back(
     db: Database, mock_kafka: MockKafka, hasty: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kafka_log, "HEARTBEAT_SECONDS", 0.1)
-    kafka = kafka_of(mock_kafka.address, "failover-")
+    kafka = kafka_of(mock_kafka.address, "failover-", "classic")
     mock_kafka.make_topics([kafka.named(topic) for topic in kafka.topics], kafka.settings.kafka_partitions)
     log = Log("mock", db, kafka)
     await log.member(Group())

@@ -16,9 +16,17 @@ from confluent_kafka import Consumer as Client
 from caravan.eventlog.kafka_client import ASK_SECONDS, Kafka, Line, in_words, unavailable
 from caravan.eventlog.kafka_records import Record, read_record
 
-# A member that is silent for so long loses its partitions: the shortest that brokers allow unless told otherwise.
-SESSION_MS = 6000
-HEARTBEAT_MS = 500  # how soon a member hears that others came or went
+# Each topic is shared out evenly, and a student's partitions of all topics are one member's. (Others balance the number
+# of partitions: all of a busy topic may be one member's.) Since Kafka 4 the broker does it, member by member, and when
+# it was away everybody goes on at once; heartbeats and sessions are its own settings (group.consumer.*) then. Before,
+# everybody stops to share anew: a member that is silent for 6 s, as short as brokers allow, loses its partitions.
+CONSUMER = {"group.protocol": "consumer", "group.remote.assignor": "range"}
+CLASSIC = {
+    "group.protocol": "classic",
+    "partition.assignment.strategy": "range",
+    "session.timeout.ms": 6000,
+    "heartbeat.interval.ms": 500,
+}
 CLOSE_SECONDS = 3.0
 END = -1  # of a partition, asked by time
 
@@ -51,11 +59,7 @@ class Reader:
                 "enable.auto.commit": False,
                 "enable.auto.offset.store": False,
                 "auto.offset.reset": "error",
-                # Each topic is shared out evenly, and a student's partitions of all topics are one member's. (The
-                # cooperative one balances the number of partitions: all of a busy topic may be one member's.)
-                "partition.assignment.strategy": "range",
-                "session.timeout.ms": SESSION_MS,
-                "heartbeat.interval.ms": HEARTBEAT_MS,
+                **(CLASSIC if kafka.settings.kafka_group_protocol == "classic" else CONSUMER),
                 "fetch.wait.max.ms": 200,
                 "queued.min.messages": 2000,
                 "topic.metadata.refresh.interval.ms": 30_000,
@@ -156,7 +160,7 @@ class Reader:
             log.debug("offsets not committed", client=self._line.who, error=str(error))
 
     def _on_assign(self, client: Client, given: list[TopicPartition]) -> None:
-        self._ours = {(each.topic, each.partition) for each in given}
+        self._ours |= {(each.topic, each.partition) for each in given}
         try:
             stored = client.committed(given, timeout=ASK_SECONDS) if given else []
         except KafkaException:
@@ -165,7 +169,10 @@ class Reader:
             for each in stored:
                 if each.offset < 0:
                     each.offset = OFFSET_BEGINNING
-        client.assign(stored)
+        if self._kafka.settings.kafka_group_protocol == "classic":
+            client.assign(stored)
+        else:
+            client.incremental_assign(stored)
 
     def _on_revoke(self, _client: Client, taken: list[TopicPartition]) -> None:
         places = {(each.topic, each.partition) for each in taken}
