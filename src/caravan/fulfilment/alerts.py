@@ -139,7 +139,8 @@ async def group_silent(_tx: Tx, looked: Looked) -> list[Found]:
             "GROUP_SILENT",
             lag.group,
             "critical" if lag.messages else "warning",
-            lag.sentence,
+            f"No {lag.service} is alive; {lag.waiting if lag.messages else 'nothing waits yet'}."
+            f" Start it: caravan serve {lag.service}",
             {"service": lag.service, "messages": lag.messages, "seconds": round(lag.seconds)},
             SILENT_SECONDS,
         )
