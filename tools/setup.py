@@ -143,6 +143,16 @@ def install_chromium() -> None:
         print(f"Could not install chromium; see {LOG.relative_to(ROOT)}.", file=sys.stderr)
 
 
+def install_maven() -> None:
+    """For the tests on a real Kafka: it brings a Java, and fetches the broker's jars (tests/kafka/server.py)."""
+    if shutil.which("mvn") or not can_apt_get():
+        return
+    try:
+        Steps(1).run("Debian's maven", *apt_get_install("maven"))
+    except SetupFailed:
+        print(f"Could not install maven; see {LOG.relative_to(ROOT)}.", file=sys.stderr)
+
+
 def install_peers() -> None:
     """What `make bench` compares with, on top of dev.txt. One that can't be installed is absent from its table."""
     steps: list[tuple[str, list[list[str]]]] = []
@@ -172,6 +182,8 @@ def main() -> int:
             if not is_current(name):  # another make may just have done it
                 LOG.write_text("")
                 install(name)
+                if target == "dev":
+                    install_maven()
             if target == "screens":
                 install_chromium()
             if target == "bench":
