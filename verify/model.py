@@ -413,9 +413,20 @@ class TownMachine(RuleBasedStateMachine):
         async def let_go(tx: Tx) -> None:
             await actions.release(tx, OPERATOR, self.ids[attempt], "verify", notice=NOTICE)
 
-        assert not self.refused(let_go, NotHeld), "held money was not held"
+        self._look_for_hold(attempt)
+        assert self.refused(let_go, NotHeld) != attempt.held, "a release was refused or done"
         attempt.held = False
         self.fire("release", self.name(attempt))
+
+    def _look_for_hold(self, attempt: Attempt) -> None:
+        """A hold ends by itself where nothing is owed any more: with what it held."""
+        held = bool(self.bench.transact(lambda tx: tx.value(IS_HELD, {"payment": self.ids[attempt]})))
+        assert attempt.held or not held, "held by nobody"
+        assert held or not attempt.held or self._owes_nothing(attempt), "held money was not held"
+        attempt.held = held
+
+    def _owes_nothing(self, attempt: Attempt) -> bool:
+        return bool(self.bench.transact(lambda tx: tx.value(OWES_NOTHING, {"payment": self.ids[attempt]})))
 
     @precondition(lambda self: self.town.attempts)
     @rule(number=anyone)
@@ -425,8 +436,10 @@ class TownMachine(RuleBasedStateMachine):
         async def press(tx: Tx) -> None:
             await actions.repair(tx, OPERATOR, self.ids[attempt], "verify", subscriptions=BY_GROUP, notice=NOTICE)
 
+        self._look_for_hold(attempt)
+        owes = not self._owes_nothing(attempt)  # what is held only by name is let go of by a repair
         refused = self.refused(press, OperatorMustDecide)
-        decides = attempt.live and (attempt.held or attempt.obstacle is not None)
+        decides = attempt.live and ((attempt.held and owes) or attempt.obstacle is not None)
         assert refused == decides, f"a repair was {'refused' if refused else 'done'}"
         self.fire("repair", self.name(attempt))
 
@@ -485,8 +498,7 @@ class TownMachine(RuleBasedStateMachine):
 
         refused = self.refused(say, SessionsAllCounted)
         assert refused != checkout.mark(seq, mark), f"marking was {'refused' if refused else 'done'}"
-        # Where nothing is owed any more there is nothing to hold.
-        checkout.payer.held = bool(self.bench.transact(lambda tx: tx.value(IS_HELD, {"payment": payment})))
+        self._look_for_hold(checkout.payer)
         self.fire("mark refused" if refused else f"session {mark}", f"{self.name(checkout.payer)} {seq}")
 
     # -- time, and who works in it
@@ -560,6 +572,8 @@ class TownMachine(RuleBasedStateMachine):
         self.bench.do(self.bench.crew.drain())
 
     def _compare(self) -> None:
+        for attempt in self.town.attempts:
+            self._look_for_hold(attempt)
         self.bench.log.append("all is settled")
         rows = self.bench.transact(lambda tx: tx.all(ENDS, {"student": self.student, "now": tx.now}))
         ends = {row["payment_id"]: row for row in rows}
@@ -609,6 +623,7 @@ select pu.id, t.seq::int from student_course_purchases pu join tutoring_sessions
 where pu.payment_id = %(payment)s and t.starts_at <= %(now)s and t.status <> 'cancelled' order by t.seq
 """
 IS_HELD = "select held from undelivered where payment_id = %(payment)s"
+OWES_NOTHING = "select stage <> 'paid' and owed = 0 from fulfilments where payment_id = %(payment)s"
 
 # What is decided at once.
 MONEY = """

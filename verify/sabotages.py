@@ -146,7 +146,7 @@ def lose_dead_letters(t: Tamper) -> None:
 
 
 def replay_unlocked(t: Tamper) -> None:
-    t.reword("eventlog.dead_letters:LOCK_DEAD_LETTER", (" for update", ""))
+    t.reword("eventlog.dead_letters:LOCK_DEAD_LETTER", ("for update", ""))
 
 
 def transient_is_a_bug_to_consumers(t: Tamper) -> None:

@@ -133,6 +133,25 @@ async def test_hold_stops_everything_and_release_goes_on(desk: Desk) -> None:
     assert [row["action"] for row in await desk.audit()] == ["hold", "release"]
 
 
+async def test_a_hold_ends_with_what_it_held(desk: Desk) -> None:
+    payment = await desk.shop.bought()
+    await desk.shop.work("purchase-worker")
+    await desk.do("POST", f"payments/{payment}/hold", NOTE)
+    await desk.do("POST", f"payments/{payment}/refund", NOTE | {"amountCents": 100, "sessions": 30})
+    await desk.do("POST", f"payments/{payment}/repair", NOTE)
+    found = await desk.diagnosis(payment)
+    assert (found["reason"], found["action"]) == (None, None)
+    said = await desk.shop.rows("select type from outbox where data ->> 'reason' = 'OPERATOR_HOLD' order by id")
+    assert [row["type"] for row in said] == ["PURCHASE_BLOCKED", "PURCHASE_UNBLOCKED"]
+
+
+async def test_what_owes_nothing_is_not_held(desk: Desk) -> None:
+    payment = await desk.shop.bought()
+    await desk.shop.work("purchase-worker")
+    await desk.do("POST", f"payments/{payment}/refund", NOTE | {"amountCents": 100, "sessions": 30})
+    assert await desk.refused("POST", f"payments/{payment}/hold", NOTE) == (409, "NOTHING_TO_HOLD")
+
+
 async def test_release_finds_the_reason_again(desk: Desk) -> None:
     payment = await desk.shop.buy()
     await desk.shop.webhook(payment, cents=350000)

@@ -8,7 +8,8 @@ import pytest
 
 from caravan.db import Database
 from caravan.deliveries import Reason
-from caravan.fulfilment.diagnose import Finding, diagnose
+from caravan.fulfilment.diagnose import Finding, Technical, diagnose
+from caravan.fulfilment.gaps import Step
 from tests.fulfilment import world
 from tests.fulfilment.world import Road
 
@@ -188,9 +189,20 @@ async def test_another_slot_is_offered_only_while_there_is_no_trainer(db: Databa
     await world.purchased(db, road)
     await world.allocated(db, road)
     await world.scheduled(db, road, close=False)
+    async with db.transaction() as tx:
+        await tx.execute("update tutoring_sessions set status = 'trainer_absent' where seq = 1")
     finding = await the_finding(db, road)
     assert finding.action is not None
     assert (finding.reason, finding.action.name) == ("STUDENT_CONFLICT", "repair")
+
+
+async def test_a_reason_does_not_outlive_what_was_owed(db: Database) -> None:
+    road = await world.a_payment(db, reason=Reason.STUDENT_CONFLICT)
+    await world.purchased(db, road)
+    await world.allocated(db, road)
+    await world.scheduled(db, road, close=False)
+    finding = await the_finding(db, road)
+    assert (finding.reason, finding.step) == (Technical.NOT_REGISTERED, Step.CLOSE)
 
 
 async def test_who_enters_where_home_is(db: Database) -> None:

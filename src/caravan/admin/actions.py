@@ -195,7 +195,8 @@ async def hold(tx: Tx, actor: Actor, payment_id: UUID, note: str | None) -> None
     async with _audited(tx, actor, "hold", payment_id, note) as change:
         if change.facts.held:
             raise AlreadyHeld
-        stage = change.facts.stage
+        # The register may not have heard yet of a refund that left nothing to hold.
+        stage = change.facts.stage if change.facts.undelivered else None
         if stage is None or not await deliveries.hold(tx, payment_id, Stage(stage), note):
             raise NothingToHold
 

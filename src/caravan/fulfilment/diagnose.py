@@ -40,6 +40,7 @@ class Technical(StrEnum):
     IN_DEAD_LETTERS = "IN_DEAD_LETTERS"
     MARKED_PROCESSED_BUT_MISSING = "MARKED_PROCESSED_BUT_MISSING"
     SESSIONS_MISSING = "SESSIONS_MISSING"
+    VIEW_STALE = "VIEW_STALE"  # see stale_views
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,7 @@ def explain(facts: Facts, now: datetime, *, local: bool = False) -> Finding:
     checklist = _checklist(facts)
     if facts.captured_at is None or facts.stage is None:
         reason, said, step = _explain_uncaptured(facts, now)
-    elif facts.reason is not None:
+    elif facts.reason is not None and facts.undelivered:
         reason, said, step = facts.reason, _waiting(facts), _STEP_OF_STAGE.get(Stage(facts.stage))
     else:
         reason, said, step = _explain_stage(facts)
@@ -155,7 +156,7 @@ def _waiting(facts: Facts) -> list[str]:
 
 def _explain_stage(facts: Facts) -> Explanation:
     stage = Stage(facts.stage or "")
-    if stage is not Stage.PAID and not facts.owed:
+    if not facts.undelivered:
         if facts.registered:
             return (
                 Technical.NOT_REGISTERED,

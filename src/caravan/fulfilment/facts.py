@@ -12,6 +12,7 @@ from typing import Any
 from uuid import UUID
 
 from caravan.db import Tx
+from caravan.deliveries import Stage
 from caravan.fulfilment.gaps import HOPS
 
 
@@ -87,6 +88,11 @@ class Facts:
     relayed: bool | None  # None: there is no relay, or the workers read the outbox now
     relays_alive: int
     relay_error: str | None
+
+    @property
+    def undelivered(self) -> bool:
+        """Of captured money: something is still to be done for it, whatever the register says."""
+        return self.stage == Stage.PAID or bool(self.owed)
 
 
 # Everything diagnose wants to know about some payments. The hop is what should take a payment out of its stage; its

@@ -14,7 +14,7 @@ from uuid import UUID
 from caravan import deliveries
 from caravan.allocations.operations import NOTICE, settle_allocations
 from caravan.db import Tx
-from caravan.deliveries import Reason
+from caravan.deliveries import Reason, Stage
 from caravan.errors import Conflict, NotFound, is_transient
 from caravan.eventlog import dead_letters
 from caravan.eventlog.consumer import describe
@@ -196,9 +196,9 @@ async def _go_on(tx: Tx, payment_ids: Sequence[UUID], notice: timedelta) -> None
     await sync_sessions(tx, await _settle(tx, payment_ids, notice))
 
 
-# Those of some payments that really owe nothing any more.
+# Those of some payments that really owe nothing any more, and where they are.
 NOTHING_OWED = """
-select payment_id from fulfilments
+select payment_id, stage from fulfilments
 where payment_id = any(%(payment_ids)b::uuid[]) and owed = 0 and stage <> 'paid'
 """
 
@@ -207,7 +207,10 @@ async def _close(tx: Tx, payment_ids: Sequence[UUID], notice: timedelta) -> None
     """Finish what a refund or the last session left undone, then take delivered money off the register."""
     await apply_refunds(tx, payment_ids)
     await sync_sessions(tx, await _settle(tx, payment_ids, notice))
-    await deliveries.close_deliveries(tx, await tx.values(NOTHING_OWED, {"payment_ids": list(payment_ids)}))
+    done = await tx.tuples(NOTHING_OWED, {"payment_ids": list(payment_ids)})
+    for payment_id, stage in done:
+        await deliveries.release_hold(tx, payment_id, Stage(stage))  # a hold ends with what it held
+    await deliveries.close_deliveries(tx, [payment_id for payment_id, _ in done])
 
 
 def _tell(step: Step, before: Finding, after: Finding, facts: Facts) -> str:

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from caravan.db import Tx
 from caravan.errors import DomainError, NotFound
 from caravan.payments import store
-from caravan.payments.model import Rules
+from caravan.payments.model import Rules, Status, advances
 from caravan.payments.operations import Created, confirm_payment, create_payment, get_payment_view, retry_payment
 from caravan.payments.providers import Provider, get_provider, list_providers
 from caravan.payments.schemas import CreatedOut, PaymentIn, PaymentOut, ReceivedOut
@@ -116,12 +116,11 @@ async def post_confirm(
 
     async def work(tx: Tx) -> PaymentOut:
         tx.trace = trace
-        before = await _see(tx, actor, payment_id)
-        await confirm_payment(tx, payment_id, providers)
-        after = await _see(tx, actor, payment_id)
-        if after.status != before.status:
+        await store.lock_payment_id(tx, payment_id)
+        if advances(Status((await _see(tx, actor, payment_id)).status), Status.SUCCEEDED):
             await _keep(tx, actor, "payments:confirm", payment_id)
-        return after
+        await confirm_payment(tx, payment_id, providers)
+        return await _see(tx, actor, payment_id)
 
     return await db.transact(work, source=SOURCE)
 
