@@ -74,13 +74,13 @@ async def test_a_redis_that_hangs_costs_its_first_calls_a_moment_and_the_later_o
             redis_server.freeze()
             began = perf_counter()
             first = await asyncio.gather(*(redis.call("GET", "k") for _ in range(20)), return_exceptions=True)
-            assert perf_counter() - began < link.ANSWER_SECONDS + 0.3
+            assert perf_counter() - began < 10 * link.ANSWER_SECONDS  # together, not one after the other
             assert all(isinstance(error, RedisAway) for error in first)
             began = perf_counter()
             for _ in range(100):
                 with pytest.raises(RedisAway):
                     await redis.call("GET", "k")
-            assert (perf_counter() - began) / 100 < 0.002
+            assert (perf_counter() - began) / 100 < link.ANSWER_SECONDS / 10
             redis_server.thaw()
             assert await redis.wait_until_up(DEADLINE_SECONDS)
             assert await redis.call("PING") == b"PONG"

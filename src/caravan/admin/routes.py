@@ -48,8 +48,10 @@ from caravan.eventlog.subscription import Subscription
 from caravan.eventlog.workers import list_workers
 from caravan.fulfilment import alerts
 from caravan.fulfilment.diagnose import diagnose
+from caravan.fulfilment.stale_views import name_stale_views
 from caravan.ids import new_id
 from caravan.payments.providers import list_providers
+from caravan.student_views.routes import Cache
 from caravan.web.auth import Actor
 from caravan.web.deps import Db, SettingsDep, Trace
 from caravan.web.idempotency import once
@@ -123,6 +125,7 @@ async def get_admin_overview(_actor: Reader, db: Db, settings: SettingsDep) -> O
 async def get_diagnosis(
     _actor: Reader,
     db: Db,
+    cache: Cache,
     student_id: Annotated[UUID | None, Query(alias="studentId")] = None,
     course_id: Annotated[UUID | None, Query(alias="courseId")] = None,
     payment_id: Annotated[UUID | None, Query(alias="paymentId")] = None,
@@ -134,6 +137,7 @@ async def get_diagnosis(
         found = await diagnose(
             tx, student_id=student_id, course_id=course_id, payment_id=payment_id, purchase_id=purchase_id, limit=limit
         )
+        found = await name_stale_views(tx, cache, found) if cache else found
     return DiagnosesOut(items=[DiagnosisOut.of(finding) for finding in found])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from caravan.fulfilment.diagnose import diagnose as find_out
 from caravan.fulfilment.facts import choose_payments
 from caravan.fulfilment.gaps import GAPS, Step, list_gap
 from caravan.fulfilment.repair import OperatorMustDecide, PaymentNotFound, Repaired, run_step
+from caravan.fulfilment.stale_views import name_stale_views
 from caravan.fulfilment.wording import reason_words, stage_words
 from caravan.settings import Settings
 from caravan.student_views.cache import ViewCache
@@ -55,7 +56,7 @@ class Seen:
 def diagnose(
     data: Path | None, student_id: UUID | None, course_id: UUID | None, payment_id: UUID | None, *, as_json: bool
 ) -> int:
-    async def work(db: Database, _settings: Settings) -> Seen:
+    async def work(db: Database, settings: Settings) -> Seen:
         async with db.transaction(SOURCE, read_only=True) as tx:
             if student_id is None and course_id is None and payment_id is None:
                 return await _survey(tx)
@@ -63,7 +64,7 @@ def diagnose(
             found = await list_lines(tx, chosen)
             if not found and payment_id is not None:
                 raise PaymentNotFound
-            return Seen(found, [])
+            return Seen(await _look_at_screens(tx, settings.redis_url, found), [])
 
     seen = run(data, work)
     text = _text(seen.told) if seen.told else "" if seen.delivered else NOTHING_FOUND
@@ -75,6 +76,20 @@ def diagnose(
     findings = [line.finding for line in (*seen.told, *seen.delivered)]
     show({"items": [_document(line) for line in (*seen.told, *seen.delivered)]}, as_json=as_json, text=text)
     return FOUND_PROBLEMS if any(finding.reason for finding in findings) else FINE
+
+
+async def _look_at_screens(tx: Tx, redis_url: str | None, lines: list[Listed]) -> list[Listed]:
+    """What Redis shows of them; one that is away shows nothing."""
+    if redis_url is None:
+        return lines
+    try:
+        close_now(await connect(redis_url))
+    except RedisError:
+        return lines
+    async with Redis(redis_url) as redis:
+        await redis.wait_until_up(REDIS_SECONDS_MAX)
+        found = await name_stale_views(tx, ViewCache(redis), [line.finding for line in lines])
+    return [replace(line, finding=finding) for line, finding in zip(lines, found, strict=True)]
 
 
 NOTHING_FOUND = "There is no such payment: nobody has paid yet, or an id is wrong."
