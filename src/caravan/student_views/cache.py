@@ -117,6 +117,15 @@ class ViewCache:
             making.add_done_callback(lambda done: self._made(place, done))
         return await asyncio.shield(making)
 
+    async def peek(self, student_id: UUID, shown: Shown, head: Head) -> bytes | None:
+        """What Redis would show at this head, for whoever doubts it; None where that is nothing."""
+        try:
+            held: bytes | None = await self._redis.call("GET", key_of(shown, student_id))
+        except RedisError:
+            return None
+        mark = mark_of(head, student_id)
+        return held[len(mark) :] if held is not None and held.startswith(mark) else None
+
     def _made(self, place: tuple[Shown, UUID, Head], done: asyncio.Task[bytes]) -> None:
         del self._making[place]
         if not done.cancelled():
