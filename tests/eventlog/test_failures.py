@@ -253,3 +253,13 @@ async def test_letters_that_were_parked_together_are_all_on_some_page(db: Databa
         while page := await dead_letters.list_dead_letters(tx, before=seen[-1] if seen else None, limit=3):
             seen += [letter.id for letter in page]
     assert len(seen) == len(set(seen)) == 7
+
+
+async def test_trouble_that_is_over_is_over_though_nothing_waits(db: Database) -> None:
+    group = Group()
+    consumer = await group.consumer(db)
+    await consumer.enter()
+    await consumer._pause_after(pg.AdminShutdown("away"))
+    assert consumer.worker.last_error
+    assert await consumer.run_once() == 0
+    assert consumer.worker.last_error is None

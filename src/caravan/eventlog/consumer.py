@@ -54,8 +54,7 @@ class Consumer(Member):
                 self._cursors.pop(cursor.id, None)
                 self._join_at = 0.0  # what is stored may be ours still
                 self._woken.set()
-        self.worker.progressed = True
-        self._transient_attempts = 0
+        self._came_round()
         return done
 
     async def enter(self) -> None:

@@ -89,8 +89,7 @@ class KafkaConsumer(Member):
         if self._turned_at >= self._look_at:
             await self._look()
         done = await (self._turn_on_outbox() if self._from_outbox() else self._turn())
-        self.worker.progressed = True
-        self._transient_attempts = 0
+        self._came_round()
         return done
 
     async def leave(self) -> None:

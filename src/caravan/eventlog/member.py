@@ -235,10 +235,18 @@ class Member(ABC):
         self._transient_attempts += 1
         metrics.FAILURES.labels(self.subscription.group, "transient").inc()
         self.worker.failed(describe(error), datetime.now(UTC))
-        log.warning(
-            f"[{self.subscription.label}] trying again", attempt=self._transient_attempts, error=describe(error)
-        )
+        if self._transient_attempts.bit_count() == 1:  # the 1st, 2nd, 4th ...: an outage may last for hours
+            log.warning(
+                f"[{self.subscription.label}] trying again", attempt=self._transient_attempts, error=describe(error)
+            )
         await asyncio.sleep(backoff_seconds(self._transient_attempts, cap=POLL_SECONDS))
+
+    def _came_round(self) -> None:
+        """A turn is done; what only had to be tried again is over, also where nothing waits."""
+        self.worker.progressed = True
+        if self._transient_attempts:
+            self._transient_attempts = 0
+            self.worker.recovered()
 
     async def _retrying(self, step: Callable[[], Awaitable[None]]) -> None:
         attempt = 0
