@@ -176,7 +176,7 @@ class Reader:
 
     def _on_revoke(self, _client: Client, taken: list[TopicPartition]) -> None:
         places = {(each.topic, each.partition) for each in taken}
-        self._commit(places, wait=True)
+        self._commit(places, wait=False)  # a broker that is away must not hold up the turn
         self._forget(places)
 
     def _on_lost(self, _client: Client, lost: list[TopicPartition]) -> None:
