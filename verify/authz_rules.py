@@ -104,6 +104,7 @@ WRITES: dict[str, str] = {
     "emit-events": "{purchase_id}",
     "dead-letters replay": "{dead_letter_id}",
     "dead-letters discard": "{dead_letter_id} --note why",
+    "failover": "postgres-log --note why",
 }
 EXIT_FINE = (0, 6)
 
