@@ -346,8 +346,10 @@ class Round(Step):
         reconciler = Reconciler(stage.db, SETTINGS)
         reconciler.tasks = tuple(task for task in reconciler.tasks if task.name == self.task)
         [task] = reconciler.tasks
+        fired = len(points.fired)
         counts = await reconciler.run_once()
-        return task.error is None and (not points.fired or counts[self.task] == 0)
+        # A turn that was struck may have found the lock still taken, by the session that it lost.
+        return task.error is None and len(points.fired) == fired and (not points.fired or counts[self.task] == 0)
 
 
 @dataclass(slots=True)
