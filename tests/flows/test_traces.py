@@ -58,13 +58,15 @@ async def listen(shop: Shop, frames: int) -> None:
     """A socket that hears the student's whole feed."""
     gateway = Gateway(shop.db, Wake(shop.db.url))
     socket = gateway.join(Visitor(b"token", {shop.student: 0}))
+    stirred = asyncio.Event()
+    socket.stirred = stirred.set
     gateway.resume(socket, {shop.student: 0})
     stop = asyncio.Event()
     running = asyncio.create_task(gateway.run(stop))
     async with asyncio.timeout(20):
         while gateway.frames_sent < frames:
-            await socket.stirred.wait()
-            socket.stirred.clear()
+            await stirred.wait()
+            stirred.clear()
     stop.set()
     await running
 

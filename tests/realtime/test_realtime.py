@@ -20,6 +20,7 @@ from httpx2 import AsyncClient
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from caravan.apps.connections import WebSocketLine
 from caravan.apps.web import Server
 from caravan.db import Database, Tx
 from caravan.db.redis import Redis
@@ -27,8 +28,8 @@ from caravan.db.wake import Wake
 from caravan.eventlog import outbox
 from caravan.events import CourseAccessGranted
 from caravan.ids import new_id
+from caravan.realtime import conversation, routes
 from caravan.realtime import gateway as gateways
-from caravan.realtime import routes
 from caravan.realtime.access import Visitor
 from caravan.realtime.gateway import Gateway
 from caravan.settings import Settings
@@ -113,7 +114,7 @@ async def serve(
         app.include_router(router)
     app.state.db, app.state.gateway = db, gateway
     app.state.settings = Settings(_env_file=None)  # pyright: ignore[reportCallIssue]
-    config = uvicorn.Config(app, log_config=None, ws="websockets-sansio", ws_per_message_deflate=False, lifespan="off")
+    config = uvicorn.Config(app, log_config=None, ws=WebSocketLine, ws_per_message_deflate=False, lifespan="off")
     server = Server(config)
     # Named TCP, or asyncio leaves Nagle's algorithm on and each answer waits 40 ms for an acknowledgement.
     listener = sockets.socket(proto=sockets.IPPROTO_TCP)
@@ -270,7 +271,7 @@ async def test_a_bad_frame_is_answered_and_many_end_the_socket(house: House, fra
 async def test_too_many_frames_end_the_socket(house: House) -> None:
     person = await house.person()
     async with connect(house.url, additional_headers=person.headers) as ws:
-        for _ in range(routes.FRAMES_PER_MINUTE_MAX + 1):
+        for _ in range(conversation.FRAMES_PER_MINUTE_MAX + 1):
             await ws.send('{"type": "resume", "after": 0}')
         assert await close_code(ws) == 1008
 
@@ -383,7 +384,7 @@ async def test_a_socket_that_leaves_while_it_is_rechecked_is_forgotten(
 async def test_a_client_that_does_not_read_costs_a_bounded_queue_and_is_dropped(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(routes, "SEND_SECONDS", 0.5)
+    monkeypatch.setattr(conversation, "SEND_SECONDS", 0.5)
     slow, quick = await house.person(), await house.person()
     async with house.db.transaction() as tx:  # ten megabytes of feed
         await tx.execute(

@@ -45,9 +45,12 @@ class Push(Step):
 
 
 async def _read(socket: Socket, seen: list[int], last: int, stop: asyncio.Event) -> None:
+    stirred = asyncio.Event()
+    socket.stirred = stirred.set
+    _take(socket, seen)
     while not seen or seen[-1] < last:
-        await socket.stirred.wait()
-        socket.stirred.clear()
+        await stirred.wait()
+        stirred.clear()
         _take(socket, seen)
     stop.set()
 

@@ -20,7 +20,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from caravan.apps import control
 from caravan.apps.bootstrap import Platform, open_platform
-from caravan.apps.connections import BoundedHttp
+from caravan.apps.connections import BoundedHttp, WebSocketLine
 from caravan.apps.folder import DataFolder
 from caravan.apps.health import check_ready
 from caravan.apps.line import Line, Order
@@ -138,7 +138,7 @@ def make_server(app: Any, settings: Settings) -> Server:
             host=settings.host,
             port=settings.port,
             http=BoundedHttp,
-            ws="websockets-sansio",
+            ws=WebSocketLine,
             ws_max_size=FRAME_BYTES_MAX,
             ws_per_message_deflate=False,
             lifespan="off",

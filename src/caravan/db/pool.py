@@ -1,4 +1,7 @@
-"""The pool, and the only two ways to open a transaction: `transaction`, a block; `transact`, a function, retried."""
+"""The pool, and the only two ways to open a transaction: `transaction`, a block; `transact`, a function, retried.
+
+`all` asks one statement without one.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,10 @@ from typing import Any, Self, TypeVar
 
 import psycopg
 from psycopg import sql
-from psycopg.rows import scalar_row
+from psycopg.rows import dict_row, scalar_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from caravan.db.tx import Tx
+from caravan.db.tx import Params, Query, Row, Tx
 from caravan.errors import is_transient
 
 T = TypeVar("T")
@@ -120,7 +123,7 @@ class Database:
                 yield tx
                 if tx.flush:
                     await tx.flush(tx)
-                if named:
+                if named and tx.xid is None:
                     tx.xid = await tx.value(OWN_ID)
                 await connection.execute("commit")
             except BaseException:
@@ -153,10 +156,25 @@ class Database:
                 if tx is not None and tx.xid and is_transient(error) and await self._committed(tx.xid, error):
                     self._tell(tx)
                     return result[0]
-                # Who waited in vain for a connection has waited long enough.
-                if attempt == TRANSACT_ATTEMPTS or isinstance(error, PoolTimeout) or not is_transient(error):
-                    raise
-                await asyncio.sleep(random.uniform(0, min(1.0, 0.01 * 2**attempt)))  # noqa: S311 - jitter
+                await _before_again(attempt, error)
+        raise AssertionError("unreachable")
+
+    async def all(self, query: Query, params: Params | None = None) -> list[Row]:
+        """Every row of one statement that stands by itself: one round trip, autocommitted.
+
+        Asked again where that may help, so it must bear being run twice. For what is asked with every request; the
+        bounds of a transaction (statement_timeout and the others) are not around it.
+        """
+        for attempt in range(1, TRANSACT_ATTEMPTS + 1):
+            try:
+                async with (
+                    self._pool.connection() as connection,
+                    connection.cursor(binary=True, row_factory=dict_row) as cursor,
+                ):
+                    await cursor.execute(query, params)
+                    return await cursor.fetchall()
+            except Exception as error:
+                await _before_again(attempt, error)
         raise AssertionError("unreachable")
 
     async def _committed(self, xid: str, error: Exception) -> bool:
@@ -184,6 +202,14 @@ class Database:
     def stats(self) -> dict[str, int]:
         """The pool's counters, for metrics."""
         return dict(self._pool.get_stats())
+
+
+async def _before_again(attempt: int, error: Exception) -> None:
+    """Wait a little; or raise `error`, where another attempt can't help."""
+    # Who waited in vain for a connection has waited long enough.
+    if attempt == TRANSACT_ATTEMPTS or isinstance(error, PoolTimeout) or not is_transient(error):
+        raise error
+    await asyncio.sleep(random.uniform(0, min(1.0, 0.01 * 2**attempt)))  # noqa: S311 - jitter
 
 
 async def _begin(connection: psycopg.AsyncConnection[Any], *, read_only: bool) -> datetime:

@@ -23,7 +23,8 @@ from caravan.telemetry import tracing
 PARTITIONS = 16
 
 # Number the events of each student under the lock of the student's counter, then append them to the log and those
-# that the student may see to the feed. The counters are locked in the order of the student's id.
+# that the student may see to the feed. The counters are locked in the order of the student's id. Answers with the
+# transaction's own id, which saves `Database.transact` a question.
 APPEND_EVENTS = """
 with said as (
   select * from unnest(%(ordinal)b::int[], %(event_id)b::uuid[], %(type)b::text[], %(topic)b::text[],
@@ -44,12 +45,14 @@ with said as (
 ), fed as (
   insert into student_feed (student_id, seq, event_id, type, data, created_at)
   select student_id, feed_seq, event_id, type, data::jsonb, %(now)s from numbered where feed_number is not null
+), logged as (
+  insert into outbox (event_id, type, topic, source, subject, partition_key, partition, correlation_id, causation_id,
+                      traceparent, data_version, data, occurred_at)
+  select event_id, type, topic, %(source)s, subject, partition_key, partition, correlation_id, causation_id,
+         traceparent, data_version, data::jsonb, %(now)s
+  from numbered order by ordinal
 )
-insert into outbox (event_id, type, topic, source, subject, partition_key, partition, correlation_id, causation_id,
-                    traceparent, data_version, data, occurred_at)
-select event_id, type, topic, %(source)s, subject, partition_key, partition, correlation_id, causation_id,
-       traceparent, data_version, data::jsonb, %(now)s
-from numbered order by ordinal
+select pg_current_xact_id()::text
 """
 
 
@@ -118,7 +121,7 @@ async def _write(tx: Tx) -> None:
         tx.hint(key)
         tx.hint(KIND + event.type)
     columns = dict(zip(_Said._fields, map(list, zip(*rows, strict=True)), strict=True))
-    await tx.execute(APPEND_EVENTS, {**columns, "source": tx.source, "now": tx.now})
+    tx.xid = await tx.value(APPEND_EVENTS, {**columns, "source": tx.source, "now": tx.now})
 
 
 def partition_of(key: str) -> int:

@@ -27,17 +27,16 @@ class NothingToAccept(Conflict):
     code = "NOTHING_TO_ACCEPT"
 
 
-async def capture_once(tx: Tx, payment_id: UUID, amount_cents: int, currency: str) -> bool:
+async def capture_once(tx: Tx, payment: Payment, amount_cents: int, currency: str) -> bool:
     """Write down what came for a payment, take its coins, and let it go on. False: it was captured before.
 
-    Counts whenever it is heard: after a failure, after the checkout's time, days later. Raises NotFound.
+    Counts whenever it is heard: after a failure, after the checkout's time, days later. The caller holds its row.
     """
-    payment = await store.lock_payment(tx, payment_id)
     if not advances(payment.status, Status.SUCCEEDED):
         return False
-    await store.mark_captured(tx, payment.id, amount_cents, currency)
+    payment = await store.mark_captured(tx, payment.id, amount_cents, currency)
     await deliveries.open_deliveries(tx, [payment.id])
-    await settle_captured(tx, payment.id)
+    await _settle(tx, payment)
     # After the checkout's lock, as when somebody tries again, and after what another attempt kept is free.
     shortfall = await coins.capture_coins(tx, payment.student_id, payment.id, payment.coins)
     if shortfall:
@@ -50,7 +49,11 @@ async def settle_captured(tx: Tx, payment_id: UUID) -> None:
 
     Changes nothing where that is decided, or nothing is captured, or all of it went back. Raises NotFound.
     """
-    payment = await store.lock_payment(tx, payment_id)
+    await _settle(tx, await store.lock_payment(tx, payment_id), waited=True)
+
+
+async def _settle(tx: Tx, payment: Payment, *, waited: bool = False) -> None:
+    """`waited`: it may have a reason in the register, which money that has just come can't have."""
     if payment.captured_at is None or payment.status is Status.REFUNDED:
         return
     checkout = await store.lock_checkout(tx, payment.checkout_id)
@@ -58,14 +61,15 @@ async def settle_captured(tx: Tx, payment_id: UUID) -> None:
         return
     reason = obstacle(payment, checkout.paid_by)
     if reason is None:
-        await _confirm(tx, checkout, payment)
+        await _confirm(tx, checkout, payment, waited=waited)
     else:
         await deliveries.block(tx, [_waiting(payment, reason, checkout.paid_by)])
 
 
-async def _confirm(tx: Tx, checkout: Checkout, payment: Payment) -> None:
-    await store.set_paid_by(tx, checkout.id, payment.id)
-    await deliveries.unblock(tx, [payment.id], Stage.PAID)
+async def _confirm(tx: Tx, checkout: Checkout, payment: Payment, *, waited: bool) -> None:
+    others = await store.pay_checkout(tx, payment)
+    if waited:
+        await deliveries.unblock(tx, [payment.id], Stage.PAID)
     confirmed = PurchaseConfirmed(
         payment_id=payment.id,
         student_id=payment.student_id,
@@ -74,7 +78,6 @@ async def _confirm(tx: Tx, checkout: Checkout, payment: Payment) -> None:
     )
     outbox.append(tx, [confirmed])
     log.info("PURCHASE_CONFIRMED event emitted", count=1, correlation_id=str(payment.id))
-    others = [other for other in await store.list_payments_of_checkout(tx, checkout.id) if other.id != payment.id]
     # Nobody needs to pay any more: the coins that another attempt keeps are this one's to take.
     await coins.release_reservations(tx, [other.id for other in others if other.coins])
     # Money that waited for its amount to be accepted can't buy this checkout any more.
@@ -108,9 +111,8 @@ async def accept_amount(tx: Tx, payment_id: UUID) -> None:
     await settle_captured(tx, payment.id)
 
 
-async def fail_once(tx: Tx, payment_id: UUID) -> bool:
-    """A payment failed: its coins are free again. False: stale news. Raises NotFound."""
-    payment = await store.lock_payment(tx, payment_id)
+async def fail_once(tx: Tx, payment: Payment) -> bool:
+    """A payment failed: its coins are free again. False: stale news. The caller holds its row."""
     if not advances(payment.status, Status.FAILED):
         return False
     await store.mark_failed(tx, payment.id)

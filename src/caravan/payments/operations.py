@@ -23,7 +23,7 @@ from caravan.payments import coins, store
 from caravan.payments.captures import capture_once
 from caravan.payments.model import NOBODY, SANDBOX, Checkout, Offer, Order, Payment, Rules, Status, advances
 from caravan.payments.providers import SUCCEEDED, Provider, ProviderOff, SandboxProvider, sandbox_body
-from caravan.payments.webhooks import apply_waiting, receive_webhook
+from caravan.payments.webhooks import apply_waiting, take_in
 
 
 class CourseNotFound(NotFound):
@@ -260,11 +260,11 @@ async def _attempt(
         await coins.reserve_coins(
             tx, checkout.student_id, payment.id, coins_wanted, until=tx.now + rules.checkout_lifetime
         )
-    if amount == 0:
-        await capture_once(tx, payment.id, 0, checkout.currency)
-    await apply_waiting(tx, payment.id)
+    captured = amount == 0 and await capture_once(tx, payment, 0, checkout.currency)
     asked = providers[payment.provider].checkout(payment) if amount else {}
-    return Created(await store.lock_payment(tx, payment.id), {"provider": payment.provider} | asked)
+    if await apply_waiting(tx, payment.id) or captured:
+        payment = await store.lock_payment(tx, payment.id)
+    return Created(payment, {"provider": payment.provider} | asked)
 
 
 def _metadata(checkout: Checkout) -> dict[str, Any]:
@@ -288,27 +288,34 @@ async def capture(tx: Tx, payment_id: UUID, amount_cents: int, currency: str) ->
 
     What was said too early (a refund) is applied after it. Raises NotFound.
     """
-    await store.lock_payment_id(tx, payment_id)
-    new = await capture_once(tx, payment_id, amount_cents, currency)
+    new = await capture_once(tx, await lock_payment(tx, payment_id), amount_cents, currency)
     await apply_waiting(tx, payment_id)
     return new
 
 
-async def confirm_payment(tx: Tx, payment_id: UUID, providers: Mapping[str, Provider]) -> Payment:
+async def confirm_payment(tx: Tx, payment_id: UUID, providers: Mapping[str, Provider]) -> None:
     """Let the sandbox say that a payment succeeded: signed, checked, stored and applied as any webhook is.
 
     A payment that is captured already stays as it is. Raises NotFound, PaymentNotConfirmable.
     """
+    await confirm_locked(tx, await lock_payment(tx, payment_id), providers)
+
+
+async def lock_payment(tx: Tx, payment_id: UUID) -> Payment:
+    """A payment against all news of it, as `capture` and `confirm_locked` want it. Raises NotFound."""
     await store.lock_payment_id(tx, payment_id)
-    payment = await store.lock_payment(tx, payment_id)
+    return await store.lock_payment(tx, payment_id)
+
+
+async def confirm_locked(tx: Tx, payment: Payment, providers: Mapping[str, Provider]) -> None:
+    """`confirm_payment` of one that `lock_payment` gave. Raises PaymentNotConfirmable."""
     if not advances(payment.status, Status.SUCCEEDED):
-        return payment
+        return
     sandbox = providers.get(payment.provider)
     if not isinstance(sandbox, SandboxProvider):
         raise PaymentNotConfirmable
     body = sandbox_body(SUCCEEDED, payment, tx.now)
-    await receive_webhook(tx, sandbox, sandbox.sign(f"confirm_{payment.id}", tx.now, body), body)
-    return await store.lock_payment(tx, payment_id)
+    await take_in(tx, sandbox.verify(sandbox.sign(f"confirm_{payment.id}", tx.now, body), body, tx.now))
 
 
 async def get_payment_view(tx: Tx, payment_id: UUID) -> dict[str, Any]:

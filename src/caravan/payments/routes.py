@@ -13,7 +13,14 @@ from caravan.db import Tx
 from caravan.errors import DomainError, NotFound
 from caravan.payments import store
 from caravan.payments.model import Rules, Status, advances
-from caravan.payments.operations import Created, confirm_payment, create_payment, get_payment_view, retry_payment
+from caravan.payments.operations import (
+    Created,
+    confirm_locked,
+    create_payment,
+    get_payment_view,
+    lock_payment,
+    retry_payment,
+)
 from caravan.payments.providers import Provider, get_provider, list_providers
 from caravan.payments.schemas import CreatedOut, PaymentIn, PaymentOut, ReceivedOut
 from caravan.payments.webhooks import receive_webhook
@@ -26,6 +33,7 @@ from caravan.web.policies import allow, public
 SOURCE = "payment-service"
 WEBHOOK_BYTES_MAX = 256 * 1024
 NO_CHECKOUT = "There is no such checkout."
+NO_PAYMENT = "There is no such payment."
 
 router = APIRouter(prefix="/api/v1", tags=["payments"])
 
@@ -104,7 +112,7 @@ async def get_payment(payment_id: UUID, actor: Annotated[Actor, allow("payments:
 
 async def _see(tx: Tx, actor: Actor, payment_id: UUID) -> PaymentOut:
     seen = await get_payment_view(tx, payment_id)
-    actor.require_student(seen["student_id"], "There is no such payment.")
+    actor.require_student(seen["student_id"], NO_PAYMENT)
     return PaymentOut.model_validate(seen)
 
 
@@ -116,10 +124,11 @@ async def post_confirm(
 
     async def work(tx: Tx) -> PaymentOut:
         tx.trace = trace
-        await store.lock_payment_id(tx, payment_id)
-        if advances(Status((await _see(tx, actor, payment_id)).status), Status.SUCCEEDED):
+        payment = await lock_payment(tx, payment_id)
+        actor.require_student(payment.student_id, NO_PAYMENT)
+        if advances(payment.status, Status.SUCCEEDED):
             await _keep(tx, actor, "payments:confirm", payment_id)
-        await confirm_payment(tx, payment_id, providers)
+        await confirm_locked(tx, payment, providers)
         return await _see(tx, actor, payment_id)
 
     return await db.transact(work, source=SOURCE)

@@ -148,15 +148,6 @@ async def find_checkout_student(tx: Tx, checkout_id: UUID) -> UUID | None:
     return await tx.value(FIND_CHECKOUT_STUDENT, {"checkout_id": checkout_id})
 
 
-SET_PAID_BY = "update checkouts set paid_by = %(payment_id)s where id = %(checkout_id)s and paid_by is null"
-
-
-async def set_paid_by(tx: Tx, checkout_id: UUID, payment_id: UUID) -> None:
-    """The caller holds the checkout's lock and has seen that nobody has paid it."""
-    changed = await tx.execute(SET_PAID_BY, {"checkout_id": checkout_id, "payment_id": payment_id})
-    assert changed == 1, "a checkout is paid once"
-
-
 # --- payments ---
 
 # Whoever makes a payment and whoever hears of it pass one after another, also before its row exists.
@@ -234,16 +225,38 @@ async def list_payments_of_checkout(tx: Tx, checkout_id: UUID) -> list[Payment]:
     return await tx.all(LIST_PAYMENTS_OF_CHECKOUT, {"checkout_id": checkout_id}, into=Payment)
 
 
+# A payment pays its checkout, which nobody had paid; and the payments of that checkout, oldest first.
+PAY_CHECKOUT = """
+with paid as (
+  update checkouts set paid_by = %(payment_id)s where id = %(checkout_id)s and paid_by is null returning id
+)
+select p.id, p.checkout_id, p.student_id, p.provider, p.status, p.amount_cents, p.currency, p.coins, p.captured_cents,
+       p.captured_currency, p.captured_at, p.refunded_cents, p.accepted_at, p.created_at
+from paid join payments p on p.checkout_id = paid.id order by p.created_at, p.id
+"""
+
+
+async def pay_checkout(tx: Tx, payment: Payment) -> list[Payment]:
+    """The other attempts to pay it. The caller holds the checkout's lock and has seen that nobody has paid it."""
+    named = {"checkout_id": payment.checkout_id, "payment_id": payment.id}
+    attempts = await tx.all(PAY_CHECKOUT, named, into=Payment)
+    assert attempts, "a checkout is paid once"
+    return [other for other in attempts if other.id != payment.id]
+
+
 MARK_CAPTURED = """
 update payments set status = 'succeeded', captured_cents = %(amount_cents)s, captured_currency = %(currency)s,
   captured_at = %(now)s, updated_at = %(now)s
 where id = %(payment_id)s
+returning id, checkout_id, student_id, provider, status, amount_cents, currency, coins, captured_cents,
+          captured_currency, captured_at, refunded_cents, accepted_at, created_at
 """
 
 
-async def mark_captured(tx: Tx, payment_id: UUID, amount_cents: int, currency: str) -> None:
+async def mark_captured(tx: Tx, payment_id: UUID, amount_cents: int, currency: str) -> Payment:
+    """The payment as it is now."""
     named = {"payment_id": payment_id, "amount_cents": amount_cents, "currency": currency, "now": tx.now}
-    await tx.execute(MARK_CAPTURED, named)
+    return await tx.one(MARK_CAPTURED, named, into=Payment)
 
 
 MARK_FAILED = "update payments set status = 'failed', updated_at = %(now)s where id = %(payment_id)s"

@@ -50,6 +50,11 @@ async def receive_webhook(tx: Tx, provider: Provider, headers: Mapping[str, str]
     event = provider.verify(headers, body, tx.now)
     if event.payment_id:
         await store.lock_payment_id(tx, event.payment_id)
+    return await take_in(tx, event)
+
+
+async def take_in(tx: Tx, event: ProviderEvent) -> bool:
+    """Store and apply what a provider said, under lock_payment_id. False: we have it already."""
     values = {
         "provider": event.provider,
         "event_id": event.event_id,
@@ -113,11 +118,11 @@ async def _apply(tx: Tx, payment_id: UUID, event: ProviderEvent) -> str | None:
     """The outcome; None: too early."""
     payment = await store.lock_payment(tx, payment_id)
     if event.type == FAILED:
-        return APPLIED if await fail_once(tx, payment_id) else STALE
+        return APPLIED if await fail_once(tx, payment) else STALE
     assert event.amount_cents is not None
     assert event.currency is not None
     if event.type == SUCCEEDED:
-        if await capture_once(tx, payment_id, event.amount_cents, event.currency):
+        if await capture_once(tx, payment, event.amount_cents, event.currency):
             return APPLIED
         same = (payment.captured_cents, payment.captured_currency) == (event.amount_cents, event.currency)
         return ALREADY if same else _odd(event, DIFFERS)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from time import monotonic
 from uuid import UUID
@@ -35,19 +35,24 @@ ASKS_PER_READ = 500
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
+def nobody() -> None:
+    """Whom a socket stirs that no connection holds."""
+
+
 @dataclass(eq=False, slots=True)
 class Socket:
     """One connection: its cursors, its queue, and why it must end.
 
-    `held` until the client has had the chance to say where it left off.
+    `held` until the client has had the chance to say where it left off. `stirred` is called whenever there is something
+    in the queue, or it must end; it must not block or raise.
     """
 
     token_hash: bytes
     cursors: dict[UUID, int]
     held: bool = True
     queue: deque[str] = field(default_factory=deque[str])
-    stirred: asyncio.Event = field(default_factory=asyncio.Event)
     closing: int | None = None
+    stirred: Callable[[], None] = nobody
 
     @property
     def room(self) -> int:
@@ -55,12 +60,12 @@ class Socket:
 
     def put(self, frame: str) -> None:
         self.queue.append(frame)
-        self.stirred.set()
+        self.stirred()
 
     def end(self, code: int) -> None:
         """Close it with this code, without what is still queued."""
         self.closing = code
-        self.stirred.set()
+        self.stirred()
 
 
 class Gateway:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from http import HTTPStatus
-from time import monotonic
 from typing import Annotated
 
-import structlog
-from fastapi import APIRouter, Response, WebSocket, WebSocketDisconnect
+from fastapi import APIRouter, Response, WebSocket
 from starlette.requests import HTTPConnection
 
 from caravan.errors import DomainError, is_transient
-from caravan.realtime import protocol
 from caravan.realtime.access import admit
-from caravan.realtime.gateway import QUEUE_FRAMES_MAX, Gateway, Socket
+from caravan.realtime.conversation import Conversation, Line
+from caravan.realtime.gateway import Gateway
 from caravan.web.auth import TICKET_LIFETIME, Actor, issue_ticket
 from caravan.web.credentials import find_token
 from caravan.web.deps import Db, SettingsDep
@@ -22,15 +20,7 @@ from caravan.web.policies import allow, checked_inside
 from caravan.web.problems import Problem
 from caravan.web.schemas import Out
 
-# How long the stream waits for a first frame that says where the client left off.
-RESUME_SECONDS = 1.0
-SEND_SECONDS = 10.0
-CLOSE_SECONDS = 1.0
 DENIED_SECONDS = 0.05
-BAD_FRAMES_MAX = 5
-FRAMES_PER_MINUTE_MAX = 60
-
-log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 router = APIRouter(tags=["realtime"])
 
@@ -53,7 +43,10 @@ async def create_ticket(
 
 @router.websocket("/ws", dependencies=[checked_inside("realtime:connect")])
 async def listen(websocket: WebSocket, db: Db, settings: SettingsDep) -> None:
-    """Frames as in `realtime.protocol`. Who may not listen is refused before the handshake, with a problem document."""
+    """Frames as in `realtime.protocol`. Who may not listen is refused before the handshake, with a problem document.
+
+    Returns as soon as the socket is open: the conversation goes on without it.
+    """
     gateway: Gateway = websocket.app.state.gateway
     ticket = websocket.query_params.get("ticket")
     websocket.scope["query_string"] = b""  # servers write the address to their logs
@@ -68,68 +61,8 @@ async def listen(websocket: WebSocket, db: Db, settings: SettingsDep) -> None:
         await _deny(websocket, 503, "TRY_AGAIN", "The service is busy or starting: try again in a moment.")
         return
     await websocket.accept()
-    socket = gateway.join(visitor)
-    await _talk(websocket, socket, gateway)
-    if socket.closing:
-        try:
-            async with asyncio.timeout(CLOSE_SECONDS):
-                await websocket.close(socket.closing)
-        except (TimeoutError, WebSocketDisconnect, RuntimeError):
-            pass  # it reads nothing, or is gone already: the server drops the connection
-
-
-async def _talk(websocket: WebSocket, socket: Socket, gateway: Gateway) -> None:
-    """Until either side has had enough."""
-    loop = asyncio.get_running_loop()
-    unhold = loop.call_later(RESUME_SECONDS, gateway.begin_unasked, socket)
-    tasks = [loop.create_task(_read(websocket, socket, gateway)), loop.create_task(_write(websocket, socket, gateway))]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        unhold.cancel()
-        gateway.leave(socket)
-        for task in tasks:
-            task.cancel()
-        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-    for outcome in outcomes:
-        if isinstance(outcome, Exception):
-            raise outcome
-
-
-async def _read(websocket: WebSocket, socket: Socket, gateway: Gateway) -> None:
-    bad = frames = 0
-    minute = monotonic()
-    while True:
-        message = await websocket.receive()
-        if message["type"] == "websocket.disconnect":
-            return
-        if monotonic() > minute + 60:
-            minute, frames = monotonic(), 0
-        frames += 1
-        try:
-            gateway.resume(socket, protocol.parse_resume(message.get("text"), socket.cursors.keys()))
-        except protocol.FrameRefused as error:
-            bad += 1
-            socket.put(protocol.refusal(error))
-        if bad > BAD_FRAMES_MAX or frames > FRAMES_PER_MINUTE_MAX:
-            socket.end(protocol.CLOSE_POLICY)
-
-
-async def _write(websocket: WebSocket, socket: Socket, gateway: Gateway) -> None:
-    while not socket.closing:
-        if not socket.queue:
-            socket.stirred.clear()
-            await socket.stirred.wait()
-            continue
-        try:
-            async with asyncio.timeout(SEND_SECONDS):
-                await websocket.send_text(socket.queue.popleft())
-        except TimeoutError:
-            socket.end(protocol.CLOSE_TRY_AGAIN_LATER)
-        except (WebSocketDisconnect, RuntimeError):
-            return  # gone; the reader hears of it too
-        if len(socket.queue) == QUEUE_FRAMES_MAX // 2:
-            gateway.stir(socket)
+    line: Line = websocket.scope["extensions"]["caravan.line"]
+    Conversation(line, gateway.join(visitor), gateway)
 
 
 async def _deny(websocket: WebSocket, status: int, code: str, detail: str) -> None:

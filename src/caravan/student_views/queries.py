@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from uuid import UUID
 
 from caravan.db import Database, Tx
@@ -18,19 +19,33 @@ LEARNING: tuple[Stage, ...] = tuple(Stage)
 
 
 @dataclass(frozen=True, slots=True)
-class View:
-    """`version` is the student's last seq, of the same snapshot as the items."""
+class Head:
+    """Where a student's feed ends: its last number and that event's id (None: nothing was said, or it is trimmed).
+
+    The id tells two histories apart that reach the same number, as before and after a backup was restored.
+    """
 
     version: int
+    event_id: UUID | None
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """`head` is where the student's feed ended in the snapshot of the items, `now` when that was."""
+
+    head: Head
+    now: datetime
     items: list[Row]
 
 
 # A student's captured payments in some stages, each with its course, trainer, next session and the business reason why
 # it waits; and the end of the student's feed. One row without a payment where there is nothing to show.
 LIST_ITEMS = """
-select coalesce(h.seq, 0) as version, exists (select from students s where s.id = asked.student_id) as known, i.*
+select coalesce(h.seq, 0) as version, e.event_id, now() as now,
+       exists (select from students s where s.id = asked.student_id) as known, i.*
 from (select %(student_id)s::uuid) as asked(student_id)
 left join student_feed_heads h on h.student_id = asked.student_id
+left join student_feed e on e.student_id = h.student_id and e.seq = h.seq
 left join lateral (
   select f.payment_id, f.purchase_id, f.course_id, coalesce(c.title, 'Course') as title, f.stage, u.reason,
          f.captured_at as paid_at, f.captured_cents as amount_cents, f.currency,
@@ -46,7 +61,7 @@ left join lateral (
   left join trainers t on t.id = f.trainer_id
   left join lateral (
     select s.id, s.seq, s.starts_at, s.ends_at from tutoring_sessions s
-    where s.purchase_id = f.purchase_id and s.status = 'scheduled' and s.ends_at > %(now)s
+    where s.purchase_id = f.purchase_id and s.status = 'scheduled' and s.ends_at > now()
     order by s.starts_at, s.seq limit 1
   ) n on true
   where f.student_id = asked.student_id and f.stage = any(%(stages)b::text[])
@@ -54,17 +69,6 @@ left join lateral (
 ) i on true
 order by i.paid_at desc, i.payment_id desc
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """Where a student's feed ends: its last number and that event's id (None: nothing was said, or it is trimmed).
-
-    The id tells two histories apart that reach the same number, as before and after a backup was restored.
-    """
-
-    version: int
-    event_id: UUID | None
 
 
 # Where the feeds of some students end.
@@ -84,28 +88,22 @@ async def list_ends(tx: Tx, student_ids: Collection[UUID]) -> dict[UUID, Head]:
 
 async def find_end(db: Database, student_id: UUID) -> Head:
     """The same of one student, in one round trip: a statement on a row by its key needs no transaction around it."""
-    async with db.connection() as connection, connection.cursor(binary=True) as cursor:
-        await cursor.execute(LIST_ENDS, {"student_ids": [student_id]})
-        row = await cursor.fetchone()
-    assert row is not None
-    return Head(row[1], row[2])
+    [row] = await db.all(LIST_ENDS, {"student_ids": [student_id]})
+    return Head(row["version"], row["event_id"])
 
 
-async def get_view(tx: Tx, student_id: UUID, stages: Sequence[Stage], *, payment_id: UUID | None = None) -> View:
-    """Raises NotFound where nothing is known of the student."""
-    rows = await tx.all(
+async def get_view(
+    db: Tx | Database, student_id: UUID, stages: Sequence[Stage], *, payment_id: UUID | None = None
+) -> View:
+    """One statement, so of one state. Raises NotFound where nothing is known of the student."""
+    rows = await db.all(
         LIST_ITEMS,
-        {
-            "student_id": student_id,
-            "stages": [str(stage) for stage in stages],
-            "payment_id": payment_id,
-            "now": tx.now,
-        },
+        {"student_id": student_id, "stages": [str(stage) for stage in stages], "payment_id": payment_id},
     )
     items = [row for row in rows if row["payment_id"] is not None]
     if not items and not rows[0]["known"]:
         raise NotFound("There is no such student.")
-    return View(version=rows[0]["version"], items=items)
+    return View(Head(rows[0]["version"], rows[0]["event_id"]), rows[0]["now"], items)
 
 
 # A page of a student's sessions, by time. The purchases are found by their index, their sessions by the key.

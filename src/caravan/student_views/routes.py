@@ -7,7 +7,9 @@ from functools import partial
 from typing import Annotated, Any, Final
 from uuid import UUID
 
+import msgspec
 from fastapi import APIRouter, Depends, Query, Response
+from pydantic.alias_generators import to_camel
 from starlette.requests import HTTPConnection
 
 from caravan.db import Database, Tx
@@ -91,6 +93,16 @@ class SessionPage(Out):
     next_cursor: str | None
 
 
+def _names(of: type[Out], *but: str) -> tuple[tuple[str, str], ...]:
+    """The fields of an answer: how they are written, how their columns are called."""
+    return tuple((to_camel(name), name) for name in of.model_fields if name not in but)
+
+
+# What of an item stands in the row as it is answered.
+PLAIN: Final = _names(Item, "trainer", "sessions", "next_session")
+COUNTS: Final = _names(SessionCounts)
+NEXT: Final = _names(NextSession)
+
 STAGES: Final = {Shown.HOME: queries.HOME, Shown.LEARNING: queries.LEARNING}
 
 
@@ -137,27 +149,25 @@ async def _view(db: Database, cache: ViewCache | None, actor: Actor, student_id:
     if cache is not None:
         body = await cache.read(db, student_id, shown, make)
     else:
-        async with db.transaction(SOURCE, read_only=True) as tx:
-            body = (await make(tx)).body
+        body = (await make(db)).body
     return Response(body, media_type="application/json")
 
 
-async def make_view(tx: Tx, student_id: UUID, shown: Shown) -> Made:
-    """The answer, from PostgreSQL; `tx` must be a read-only one, whose statements see one state. Raises NotFound."""
-    view = await queries.get_view(tx, student_id, STAGES[shown])
-    head = (await queries.list_ends(tx, [student_id]))[student_id]
-    body = ViewOut(version=view.version, items=[to_item(row) for row in view.items])
+async def make_view(db: Tx | Database, student_id: UUID, shown: Shown) -> Made:
+    """The answer, from PostgreSQL. Raises NotFound."""
+    view = await queries.get_view(db, student_id, STAGES[shown])
     return Made(
-        head=head,
-        now=tx.now,
+        head=view.head,
+        now=view.now,
         until=min((row["next_ends_at"] for row in view.items if row["next_ends_at"]), default=None),
-        body=body.model_dump_json(by_alias=True).encode(),
+        body=msgspec.json.encode({"version": view.head.version, "items": [_item(row) for row in view.items]}),
     )
 
 
-def to_item(row: Row) -> Item:
-    trainer = {"id": row["trainer_id"], "name": row["trainer_name"]} if row["trainer_id"] else None
-    coming: dict[str, Any] | None = None
-    if row["next_id"]:
-        coming = {name: row[f"next_{name}"] for name in ("id", "seq", "starts_at", "ends_at")}
-    return Item.model_validate(row | {"trainer": trainer, "sessions": row, "next_session": coming})
+def _item(row: Row) -> dict[str, Any]:
+    """An `Item` as it is answered; what comes from our own tables is not judged once more."""
+    item = {shown: row[name] for shown, name in PLAIN}
+    item["trainer"] = {"id": row["trainer_id"], "name": row["trainer_name"]} if row["trainer_id"] else None
+    item["sessions"] = {shown: row[name] for shown, name in COUNTS}
+    item["nextSession"] = {shown: row[f"next_{name}"] for shown, name in NEXT} if row["next_id"] else None
+    return item

@@ -21,7 +21,7 @@ from uuid import UUID
 import argon2
 from psycopg import errors as pg
 
-from caravan.db import Tx
+from caravan.db import Database, Tx
 from caravan.errors import Conflict, Invalid, NotFound
 from caravan.ids import new_id
 
@@ -219,10 +219,10 @@ with found as (
   select t.token_hash, t.used_at, a.id, a.email, a.role
   from auth_tokens t join accounts a on a.id = t.account_id
   where t.token_hash = %(token_hash)b and a.disabled_at is null
-    and t.expires_at > %(now)s and t.used_at > %(now)s - %(idle)s::interval
+    and t.expires_at > now() and t.used_at > now() - %(idle)s::interval
 ), touched as (
-  update auth_tokens t set used_at = %(now)s from found
-  where t.token_hash = found.token_hash and found.used_at < %(now)s - %(touch)s::interval
+  update auth_tokens t set used_at = now() from found
+  where t.token_hash = found.token_hash and found.used_at < now() - %(touch)s::interval
 )
 select found.id, found.email, found.role,
        array(select s.student_id from account_students s where s.account_id = found.id) as student_ids,
@@ -231,14 +231,12 @@ from found
 """
 
 
-async def find_actor(tx: Tx, token: str) -> Actor | None:
+async def find_actor(db: Tx | Database, token: str) -> Actor | None:
     """Whose token it is; None for an unknown, ended or disabled one. `reach` is `own` until a policy says otherwise."""
     if not token or len(token) > TOKEN_CHARACTERS_MAX:
         return None
-    row = await tx.find(
-        FIND_ACTOR, {"token_hash": hash_token(token), "now": tx.now, "idle": TOKEN_IDLE, "touch": TOKEN_TOUCH}
-    )
-    return _actor(row) if row else None
+    rows = await db.all(FIND_ACTOR, {"token_hash": hash_token(token), "idle": TOKEN_IDLE, "touch": TOKEN_TOUCH})
+    return _actor(rows[0]) if rows else None
 
 
 # Sign-ins that are still good, with what is theirs now.

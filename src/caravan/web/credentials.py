@@ -41,7 +41,7 @@ def find_token(connection: HTTPConnection) -> str | None:
 async def find_connection_actor(connection: HTTPConnection, db: Database) -> Actor | None:
     """Who asks; None where nobody is signed in."""
     token = find_token(connection)
-    return await db.transact(lambda tx: find_actor(tx, token), source="student-service") if token else None
+    return await find_actor(db, token) if token else None
 
 
 def is_same_origin(connection: HTTPConnection, settings: Settings) -> bool:
