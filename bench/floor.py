@@ -1,6 +1,6 @@
 """What PostgreSQL itself needs: the very rows that our run left, written again by set-based SQL that knows them all.
 
-The same tables, constraints, indexes and durability, the same four stages as transactions of at most 256 events, begun
+The same tables, constraints, indexes and durability, the same four stages as transactions of a page each, begun
 from a copy of the same database. The rows wait in tables beside; nothing is matched, computed or sent. Afterwards both
 databases are compared row by row. The same once more without the two constraints that keep anybody's time from being
 taken twice: what they cost. Pairs run alternately; the floor has the number of connections that is best for it.
@@ -24,10 +24,11 @@ from bench.parts import Context, Result
 from bench.report import spread, table
 from bench.runs import fulfil
 from bench.server import Server
+from caravan.eventlog.consumer import PAGE_EVENTS_MAX
 
 GIVEN = "bench_given"
 UNGUARDED = "bench_unguarded"
-BATCH = 256
+BATCH = PAGE_EVENTS_MAX
 CONNECTIONS = (1, 2, 4)
 
 # What fulfilment writes, how to tell a row's stage and place in it from our run, and what can't be alike: the log's
@@ -47,12 +48,15 @@ WRITTEN: dict[str, str] = {
 
 # ------------------------------------------------------------------ the rows, put beside
 
-# In our run's database: each payment's place in each stage is the order in which our log spoke of it.
+# In our run's database: each payment's batch, in every stage, is by the order in which our log spoke of its money. One
+# batch goes through all stages on one connection, so a row is never ahead of what it refers to.
 NUMBER_PAYMENTS = """
 create schema given;
 create table given.place as
-select correlation_id as payment, type, (row_number() over (partition by type order by id) - 1) / {batch} as batch
-from outbox;
+select o.correlation_id as payment, o.type, paid.batch
+from outbox o
+join (select correlation_id, (row_number() over (order by id) - 1) / {batch} as batch
+      from outbox where type = 'PURCHASE_CONFIRMED') paid using (correlation_id);
 create table given.purchases as
 select p.batch, t.* from student_course_purchases t
 join given.place p on p.type = 'PURCHASE_CONFIRMED' and p.payment = t.payment_id::text order by p.batch, t.id;
