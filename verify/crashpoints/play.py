@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import re
 import signal
 import types
 from collections import Counter
@@ -23,7 +24,7 @@ from caravan.eventlog import consumer, member
 from caravan.payments.webhooks import apply_pending_webhooks
 from caravan.realtime import gateway
 from verify.crashpoints.every import list_steps
-from verify.crashpoints.points import Fault, Point, Strike, points
+from verify.crashpoints.points import AFTER, BEFORE, Fault, Place, Point, Strike, points
 from verify.crashpoints.stage import Case, Stage, Template
 from verify.crashpoints.steps import Step
 from verify.scratch import Databases
@@ -47,7 +48,7 @@ class Batch:
 
 @dataclass(slots=True)
 class Found:
-    """What came of it. `points`: those of a clean case; `struck`: the points (by number) where a fault did fire."""
+    """What came of it. `points`: those of a clean case; `struck`: the places where a fault did fire."""
 
     step: str
     points: list[Point] = field(default_factory=list[Point])
@@ -55,7 +56,7 @@ class Found:
     cases: int = 0
     fired: Counter[str] = field(default_factory=Counter[str])
     second: int = 0
-    struck: set[int] = field(default_factory=set[int])
+    struck: set[Place] = field(default_factory=set[Place])
     silent: int = 0
     good: int = 0
     violations: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
@@ -66,14 +67,19 @@ def name_of(step: str, plan: Sequence[Strike]) -> str:
     return "/".join([step, *map(str, plan)])
 
 
+STRIKE = re.compile(r"(?:(?P<label>.+)#)?(?P<at>\d+)(?P<sign>[+-])(?P<fault>[\w-]+)")
+
+
 def parse_case(text: str) -> tuple[str, tuple[Strike, ...]]:
     """Raises ValueError."""
     step, *strikes = text.split("/")
     parsed: list[Strike] = []
     for strike in strikes:
-        sign = "+" if "+" in strike else "-"
-        at, _, fault = strike.partition(sign)
-        parsed.append(Strike(int(at), "after" if sign == "+" else "before", Fault(fault)))
+        match = STRIKE.fullmatch(strike)
+        if not match:
+            raise ValueError(f"{strike!r} is no strike, such as 12+killed or payments.store.LOCK#0-40P01")
+        when = AFTER if match["sign"] == "+" else BEFORE
+        parsed.append(Strike(int(match["at"]), when, Fault(match["fault"]), match["label"] or ""))
     return step, tuple(parsed)
 
 
@@ -150,7 +156,7 @@ async def _strike(stage: Stage, step: Step, case: Case, plan: Sequence[Strike], 
     found.fired.update(str(fault) for fault in fired)
     found.second += len(fired) > 1
     if fired:
-        found.struck.add(plan[0].at)
+        found.struck.add((plan[0].label, plan[0].at))
         await stage.alone()
         await stage.heal()
         await step.restart(stage)  # the next case meets a worker that knows nothing of this one

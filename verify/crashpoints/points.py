@@ -13,6 +13,7 @@ import os
 import pkgutil
 import signal
 import socket
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,14 +60,33 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Strike:
-    """A fault at the `at`th point from now on (from 0), or from the strike before it."""
+    """A fault at the `at`th point from now on (from 0), or from the strike before it.
+
+    With a label only the points of that name count: a statement keeps its name and turn in every case, its number not,
+    because how often a search is repeated depends on the purchase.
+    """
 
     at: int
     when: str
     fault: Fault
+    label: str = ""
 
     def __str__(self) -> str:
-        return f"{self.at}{'+' if self.when == AFTER else '-'}{self.fault}"
+        place = f"{self.label}#{self.at}" if self.label else self.at
+        return f"{place}{'+' if self.when == AFTER else '-'}{self.fault}"
+
+
+Place = tuple[str, int]  # a label, and the how manieth of that name (from 0)
+
+
+def places_of(seen: Sequence[Point]) -> list[Place]:
+    """Where each of a run's points is, in a way that other runs of the same step share."""
+    turns = Counter[str]()
+    places: list[Place] = []
+    for point in seen:
+        places.append((point.label, turns[point.label]))
+        turns[point.label] += 1
+    return places
 
 
 def strikes_at(point: Point) -> list[tuple[str, Fault]]:
@@ -179,7 +199,8 @@ class Points:
         self.seen.append(point)
         if not self._pending:
             return None
-        self._left -= 1
+        if self._pending[0].label in ("", point.label):
+            self._left -= 1
         if self._left >= 0 or (self._pending[0].when, self._pending[0].fault) not in strikes_at(point):
             return None  # not yet; or a second fault that can't happen here, and does at the next point where it can
         strike = self._pending.pop(0)
@@ -233,7 +254,7 @@ def label_of(query: Any) -> str:
         query = query.as_bytes()
     text = query.decode() if isinstance(query, bytes) else str(query)
     name = _constants().get(text)
-    return name or " ".join(text.split())[:40].split(";")[0]
+    return name or " ".join(text.split())[:40].split(";")[0].replace("/", " ")  # a case's name has a / between strikes
 
 
 @cache
