@@ -180,11 +180,11 @@ class Crasher:
             await asyncio.sleep(POLL_SECONDS)
         seconds = time.monotonic() - accepting
         self.pipeline_back.append(seconds)
-        if seconds > PIPELINE_BACK_SECONDS_MAX:
+        if self.result.too_long(seconds, PIPELINE_BACK_SECONDS_MAX):
             self.result.violated(f"the pipeline was back after {seconds:.1f} s: {way}")
 
     def _told(self, probe: Order, accepting: float, way: str) -> None:
         seconds = time.monotonic() - accepting
         self.http_back.append(seconds)
-        if seconds > HTTP_BACK_SECONDS_MAX:
+        if self.result.too_long(seconds, HTTP_BACK_SECONDS_MAX):
             self.result.violated(f"HTTP was back after {seconds:.1f} s: {way}")

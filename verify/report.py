@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Any, cast
 
 REPORT = Path("build/verify.json")
 SAID_MAX = 5
+SLACK_OF_SMALL = 2
 
 
 @dataclass(slots=True)
@@ -54,6 +56,10 @@ class PartResult:
         self.said = (self.said + other.said)[:SAID_MAX]
         self.failed += other.failed
 
+    def too_long(self, seconds: float, limit: float) -> bool:
+        """Whether something took longer than it may. A small run, for any machine: twice that."""
+        return seconds > limit * (SLACK_OF_SMALL if self.scale == "small" else 1)
+
     @property
     def troubles(self) -> list[str]:
         """Why this part does not pass, besides violations; empty when it does."""
@@ -93,7 +99,7 @@ class PartResult:
 def repeat(part: str, scale: str, seed: int, case: str | None = None) -> str:
     """The one line that runs it again."""
     line = f".venv/bin/python -m verify --part {part} --scale {scale} --seed {seed}"
-    return f"{line} --case {case}" if case else line
+    return f"{line} --case {shlex.quote(case)}" if case else line
 
 
 def merge_report(results: Sequence[PartResult], path: Path = REPORT) -> dict[str, Any]:

@@ -115,7 +115,7 @@ async def _alone(stage: Stage) -> None:
         [payment] = await _pay(stage, 1)
         started = time.monotonic()
         seconds = await _until(lambda: _is_seen(stage, payment), started)
-        if seconds is None or seconds > SEEN_SECONDS_MAX:
+        if seconds is None or stage.result.too_long(seconds, SEEN_SECONDS_MAX):
             stage.result.violated(f"{stage.name}: not seen within {SEEN_SECONDS_MAX:.0f} s", stage.case)
         stage.seen.append(seconds if seconds is not None else GIVE_UP_SECONDS)
 
@@ -130,7 +130,7 @@ async def _with_a_colleague(stage: Stage) -> None:
         if stage.case == "none":
             fleet.add(Slot(stage.service, 90))
         seconds = await _until(lambda: _are_delivered(stage, payments), started)
-        if seconds is None or seconds > TAKEN_OVER_SECONDS_MAX:
+        if seconds is None or stage.result.too_long(seconds, TAKEN_OVER_SECONDS_MAX):
             stage.result.violated(
                 f"{stage.name}: its work was not taken over within {TAKEN_OVER_SECONDS_MAX:.0f} s", stage.case
             )
