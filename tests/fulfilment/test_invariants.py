@@ -122,6 +122,19 @@ async def test_illegal_states_are_told(db: Database, statements: LiteralString) 
     assert "StatesAreLegal" in await broken(db)
 
 
+async def test_a_slot_that_had_begun_when_its_refund_was_heard_of_is_no_trainers_time_taken(db: Database) -> None:
+    await a_delivered_road(db)
+    await run(db, "update student_course_purchases set is_active = false")
+    assert "RefundedIsUndone" in await broken(db)
+    await run(
+        db,
+        """update tutoring_sessions set starts_at = now() - interval '5 minutes';
+           update bookings set starts = array[now() - interval '5 minutes'],
+             during = tstzmultirange(tstzrange(now() - interval '5 minutes', now() + minutes * interval '1 minute'))""",
+    )
+    assert "RefundedIsUndone" not in await broken(db)
+
+
 # What to break behind the back of a shop in which one course was delivered, half of another one refunded, and a third
 # waits for a trainer.
 SILENT_BREAKS: tuple[tuple[str, LiteralString], ...] = (

@@ -113,7 +113,7 @@ where pu.is_active and s.taken + pu.refunded_sessions > pu.purchase_tier
 limit %(limit)s
 """
 
-# A refunded purchase takes nobody's time any more.
+# A refunded purchase takes nobody's time any more, except for a slot that had begun when its refund was heard of.
 REFUNDED_IS_UNDONE = """
 select f.payment_id::text as subject, 'is refunded, but its purchase is active' as said
 from fulfilments f join payments p on p.id = f.payment_id join student_course_purchases pu on pu.id = f.purchase_id
@@ -125,7 +125,8 @@ where not pu.is_active and t.status = 'scheduled' and t.starts_at > %(now)s and 
 union all
 select pu.id::text, 'is refunded, but a trainer''s time is taken'
 from student_course_purchases pu join bookings b on b.purchase_id = pu.id
-where not pu.is_active and b.live and upper(b.during) > %(now)s and pu.updated_at <= %(before)s
+where not pu.is_active and b.live and pu.updated_at <= %(before)s
+  and upper(b.during) > %(now)s and exists (select 1 from unnest(b.starts) slot where slot > %(now)s)
 limit %(limit)s
 """
 
