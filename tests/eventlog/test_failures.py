@@ -81,7 +81,19 @@ async def test_one_bug_is_parked_alone_and_the_rest_flows(db: Database) -> None:
         # Marked as processed exactly where the effect is.
         marked = await tx.values("select correlation_id from processed_events")
     assert sorted(marked) == sorted(str(p) for p in set(payments) - group.poison)
-    assert len(group.batches) < 40  # halving, not one by one
+    assert len(group.batches) < 16  # halved down to it, tried three times, and soon back to whole pages
+
+
+async def test_many_bugs_cost_three_tries_each(db: Database) -> None:
+    group = Group()
+    consumer = await group.consumer(db)
+    payments = await say(db, 40)
+    group.poison = set(payments[3:33])
+    await consumer.enter()
+    while await consumer.run_once():
+        pass
+    assert sorted(await effects(db)) == sorted(set(payments) - group.poison)
+    assert len(group.batches) < 3 * 30 + 16
 
 
 async def test_a_replay_runs_the_handler_once_and_a_second_one_is_refused(db: Database) -> None:

@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from concurrent.futures import Future
 from itertools import islice
-from typing import TypeVar
 
 import structlog
 
@@ -35,12 +32,11 @@ from caravan.eventlog.trail import Trail
 from caravan.eventlog.workers import HEARTBEAT_SECONDS, Worker
 from caravan.events import BY_TYPE
 
-T = TypeVar("T")
-
 TAKE_SECONDS = 0.5  # how long one turn waits for the first record
 LOOK_SECONDS = 2.0  # and for a broker to show itself
 TRAIL_SECONDS = 20.0
 WATCH_SECONDS = 10.0
+HANGING_MAX = 3  # clients that never came back from being closed
 STUCK_SECONDS = 30.0  # records wait, none comes: the process ends, and a new one may do better
 SHARE = "kafka"  # all our partitions together, in the order of arrival
 
@@ -66,8 +62,8 @@ class KafkaConsumer(Member):
         self._kafka = kafka
         self._topics = sorted({event.topic for event in subscription.handlers})
         self._heard = frozenset(subscription.types)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"kafka {worker.name}")
         self._reader: Reader | None = None
+        self._closing: list[Future[object]] = []
         self._taken: deque[Record] = deque()
         self._outbox = Consumer(db, subscription, worker, page_events_max=page_events_max)
         self._trail = Trail(db, subscription.group, subscription.types)
@@ -75,6 +71,12 @@ class KafkaConsumer(Member):
         self._gone: list[Place] = []  # partitions whose next records Kafka has no more
         self._on_outbox = False
         self._look_at = self._trail_at = self._watch_at = self._came_at = 0.0
+
+    async def run(self, stop: asyncio.Event) -> None:
+        try:
+            await super().run(stop)
+        finally:
+            self._let_go()  # also where leaving took too long, or was never come to
 
     async def enter(self) -> None:
         async with self.db.transaction(self.worker.service) as tx:
@@ -94,7 +96,6 @@ class KafkaConsumer(Member):
 
     async def leave(self) -> None:
         await self._close()
-        self._thread.shutdown(wait=False)
         async with self.db.transaction(self.worker.service) as tx:
             await postgres_log.leave_group(tx, self.worker.name, self.worker.incarnation)
             await workers.leave(tx, self.worker)
@@ -129,7 +130,7 @@ class KafkaConsumer(Member):
         self._on_outbox = True
         done = await self._outbox.run_once()
         if not done and self._gone and self._reader is not None:
-            await self._in_thread(self._reader.begin_anew, self._gone)
+            await self._reader.thread.call(self._reader.begin_anew, self._gone)
             log.warning(f"[{self.subscription.label}] caught up from the outbox; back to Kafka")
             self._gone.clear()
             await self._leave_outbox()
@@ -159,13 +160,11 @@ class KafkaConsumer(Member):
         return len(page)
 
     async def _take(self) -> None:
-        if self._reader is None:
-            await self._in_thread(self._kafka.ensure_topics, LOOK_SECONDS)
-            self._reader = await self._in_thread(
-                lambda: Reader(self._kafka, self.subscription.group, self._topics, self.worker.name)
-            )
         try:
-            self._taken.extend(await self._in_thread(self._reader.take, self._page_max, TAKE_SECONDS))
+            if self._reader is None:
+                self._reader = Reader(self._kafka, self.subscription.group, self._topics, self.worker.name)
+                await self._reader.thread.call(self._reader.open, LOOK_SECONDS)
+            self._taken.extend(await self._reader.thread.call(self._reader.take, self._page_max, TAKE_SECONDS))
         except OffsetGone as gone:
             log.error(
                 f"[{self.subscription.label}] Kafka no longer has what comes next in {gone}:"
@@ -203,7 +202,7 @@ class KafkaConsumer(Member):
         for _record in page:
             self._taken.popleft()
         if self._reader is not None:
-            await self._in_thread(self._reader.done, page)
+            await self._reader.thread.call(self._reader.done, page)
 
     # -------------------------------------------------------------- failures
 
@@ -240,7 +239,7 @@ class KafkaConsumer(Member):
         if self._reader is None or (now < self._watch_at and self._reader.trouble is None):
             return
         self._watch_at = now + WATCH_SECONDS
-        behind = await self._in_thread(self._reader.behind, LOOK_SECONDS)
+        behind = await self._reader.thread.call(self._reader.behind, LOOK_SECONDS)
         if not behind:
             self._came_at = now
             self.worker.recovered()
@@ -252,15 +251,22 @@ class KafkaConsumer(Member):
         if lag is not None and lag.seconds > STUCK_SECONDS:
             raise Stuck(f"{self.worker.name}: {lag.messages} events wait in Kafka, the oldest for {lag.seconds:.0f} s")
 
-    # -------------------------------------------------------------- the thread
-
-    async def _in_thread(self, call: Callable[..., T], *given: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, call, *given)
+    # -------------------------------------------------------------- leaving Kafka's group
 
     async def _close(self) -> None:
-        """Leave Kafka's group. A broker that is away is not waited for."""
+        """A broker that is away is not waited for. Raises Stuck where one client after the other hangs in this."""
+        closing = self._let_go()
+        if closing is not None:
+            await asyncio.wait({asyncio.wrap_future(closing)}, timeout=CLOSE_SECONDS)
+        self._closing = [each for each in self._closing if not each.done()]
+        if len(self._closing) >= HANGING_MAX:
+            raise Stuck(f"{self.worker.name}: {len(self._closing)} clients of Kafka hang on being closed")
+
+    def _let_go(self) -> Future[object] | None:
         reader, self._reader = self._reader, None
         self._taken.clear()
-        if reader is not None:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._in_thread(reader.close), CLOSE_SECONDS)
+        if reader is None:
+            return None
+        closing = reader.thread.end(reader.close)
+        self._closing.append(closing)
+        return closing

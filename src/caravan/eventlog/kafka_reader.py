@@ -1,4 +1,4 @@
-"""One membership in a Kafka consumer group. Everything here blocks: each reader has a thread of its own.
+"""One membership in a Kafka consumer group. Everything here blocks: each reader has a `thread` of its own.
 
 Offsets are committed for what `done` was told, never for what was merely read, and only for partitions that are ours
 at that moment. A partition without an offset starts at its beginning: by a seek, for `auto.offset.reset` is `error`.
@@ -15,6 +15,7 @@ from confluent_kafka import Consumer as Client
 
 from caravan.eventlog.kafka_client import ASK_SECONDS, Kafka, Line, in_words, unavailable
 from caravan.eventlog.kafka_records import Record, read_record
+from caravan.eventlog.kafka_thread import ClientThread
 
 # Each topic is shared out evenly, and a student's partitions of all topics are one member's. (Others balance the number
 # of partitions: all of a busy topic may be one member's.) Since Kafka 4 the broker does it, member by member, and when
@@ -27,7 +28,7 @@ CLASSIC = {
     "session.timeout.ms": 6000,
     "heartbeat.interval.ms": 500,
 }
-CLOSE_SECONDS = 3.0
+CLOSE_SECONDS = 1.5  # less than a worker has for stopping
 END = -1  # of a partition, asked by time
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
@@ -44,15 +45,16 @@ class OffsetGone(Exception):
 
 
 class Reader:
-    """Joins on the first `take`. `close` gives everything back."""
+    """`open` it, then `take`; whatever became of that, `close` gives everything back."""
 
     def __init__(self, kafka: Kafka, group: str, topics: Iterable[str], name: str) -> None:
+        self.thread = ClientThread(f"kafka {name}")
         self._kafka = kafka
         self._topics = [kafka.named(topic) for topic in topics]
         self._line = Line(name)
         self._offsets: dict[Place, int] = {}  # behind what is done, of our partitions
         self._ours: set[Place] = set()
-        config = kafka.common(
+        self._config = kafka.common(
             self._line,
             **{
                 "group.id": kafka.named(group),
@@ -66,10 +68,20 @@ class Reader:
                 "allow.auto.create.topics": False,
             },
         )
-        self._client = Client(config)
-        self._client.subscribe(
+        self._open: Client | None = None
+
+    def open(self, seconds: float) -> None:
+        """Look at the topics and join. Raises KafkaUnavailable, BadSettings."""
+        self._kafka.ensure_topics(seconds)
+        self._open = Client(self._config)
+        self._open.subscribe(
             self._topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
         )
+
+    @property
+    def _client(self) -> Client:
+        assert self._open is not None
+        return self._open
 
     def take(self, limit: int, seconds: float) -> list[Record]:
         """What is there, at most `limit`; waits up to `seconds` for the first. Raises KafkaUnavailable, OffsetGone."""
@@ -140,6 +152,8 @@ class Reader:
 
     def close(self) -> None:
         """Tell what is done, and leave the group: others go on at once."""
+        if self._open is None:
+            return
         if self._line.last is None:  # nobody is there to be told: what is done comes again, and is known
             self._commit(self._ours, wait=True)
         self._client.close()

@@ -28,6 +28,7 @@ from caravan.events import Event
 from caravan.telemetry import metrics
 
 PAGE_EVENTS_MAX = 512
+TRUST_GROWS = 8  # by how much the next page is larger than one that flowed behind a parked event
 STOP_SECONDS = 2.0
 POLL_SECONDS = 1.0  # the safety net under the wake-up hints
 HOPELESS_BEATS = 30  # so many heartbeats (a minute) within one turn end the process: a new one may do better
@@ -41,9 +42,11 @@ class Hung(Exception):
 
 @dataclass(slots=True)
 class Suspicion:
-    """Somewhere in a share's next `limit` events is a bug; `attempts`: how often the first failed alone."""
+    """Take `limit` of a share's next events, not more. `within`: among so many of them one surely fails (0: perhaps
+    none does); `attempts`: how often the first failed alone."""
 
     limit: int
+    within: int = 0
     attempts: int = 0
 
 
@@ -172,14 +175,19 @@ class Member(ABC):
         return suspicion.limit if suspicion else self._page_max
 
     def _flowed(self, share: Hashable, limit: int, events: int) -> None:
-        """A page is committed: what was suspected of its events is over, step by step."""
+        """A page is committed. What fails is then in the rest of those suspected, half of which is next; behind a
+        parked event, of which there may be many, trust comes back step by step."""
         metrics.BATCHES.labels(self.subscription.group).observe(time.perf_counter() - self._batch_began)
         metrics.EVENTS.labels(self.subscription.group).inc(events)
         self.worker.events_done += events
         self.worker.recovered()
-        self._suspicions.pop(share, None)
-        if limit * 2 < self._page_max:
-            self._suspicions[share] = Suspicion(limit * 2)
+        suspicion = self._suspicions.pop(share, None)
+        if suspicion is None:
+            return
+        if (left := suspicion.within - events) > 0:
+            self._suspicions[share] = Suspicion(max(1, left // 2), left)
+        elif not suspicion.within and limit * TRUST_GROWS < self._page_max:
+            self._suspicions[share] = Suspicion(limit * TRUST_GROWS)
 
     async def _handle(self, tx: Tx, envelopes: Sequence[Envelope]) -> None:
         self._batch_began = time.perf_counter()
@@ -196,7 +204,7 @@ class Member(ABC):
         times; then its number of attempts comes back, and it is to be parked."""
         metrics.FAILURES.labels(self.subscription.group, "bug").inc()
         if len(page) > 1:
-            self._suspicions[share] = Suspicion(len(page) // 2)
+            self._suspicions[share] = Suspicion(len(page) // 2, len(page))
             return None
         [envelope] = page
         suspicion = self._suspicions.setdefault(share, Suspicion(1))

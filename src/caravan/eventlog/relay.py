@@ -11,10 +11,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID
 
 import msgspec
@@ -37,15 +36,15 @@ from caravan.eventlog.kafka_client import (
 )
 from caravan.eventlog.kafka_dead_letters import list_unmirrored, mark_mirrored
 from caravan.eventlog.kafka_records import headers_of, value_of
+from caravan.eventlog.kafka_thread import ClientThread
 from caravan.eventlog.postgres_log import Cursor
 from caravan.eventlog.subscription import Subscription
 from caravan.eventlog.workers import HEARTBEAT_SECONDS, Worker
 from caravan.events import BY_TYPE
 
-T = TypeVar("T")
-
 PAGE_EVENTS_MAX = 1000
 REPORT_SECONDS = 1.0  # how long one turn waits for the delivery reports of its page
+DROP_SECONDS = 1.5  # less than a worker has for stopping
 LOOK_SECONDS = 2.0  # how long one turn waits for a broker to show itself
 MIRRORED_MAX = 100
 OTHER_TOPIC = "purchase-status"  # of a type that this release does not know; each group parks it
@@ -80,24 +79,21 @@ class Flight:
 
 @dataclass(slots=True)
 class Outlet:
-    """The producer and its thread."""
+    """A producer and its thread. Whatever became of `open`, `end` it."""
 
     kafka: Kafka
     line: Line
-    thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="kafka relay"))
+    thread: ClientThread = field(default_factory=lambda: ClientThread("kafka relay"))
     producer: Producer | None = None
-
-    async def call(self, do: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self.thread, do)
 
     async def open(self) -> None:
         """Raises KafkaUnavailable and BadSettings, as ensure_topics does."""
         if self.producer is None:
-            await self.call(lambda: self.kafka.ensure_topics(LOOK_SECONDS))
-            self.producer = await self.call(self._make)
+            await self.thread.call(self._open)
 
-    def _make(self) -> Producer:
-        return Producer(
+    def _open(self) -> None:
+        self.kafka.ensure_topics(LOOK_SECONDS)
+        self.producer = Producer(
             self.kafka.common(
                 self.line,
                 **{
@@ -128,21 +124,23 @@ class Outlet:
                 except BufferError:  # another flight fills it
                     raise KafkaUnavailable("Kafka: the relay's queue is full, nobody takes from it") from None
 
-        await self.call(queue)
+        await self.thread.call(queue)
 
     async def wait(self, seconds: float) -> None:
         """Until all that was sent is reported, or for `seconds`."""
         producer = self.producer
         assert producer is not None
-        await self.call(lambda: producer.flush(seconds))
+        await self.thread.call(producer.flush, seconds)
 
-    async def drop(self) -> None:
-        """What is queued is taken back, where it has not gone out yet; the next one begins at the stored place."""
+    def end(self) -> Future[object]:
+        """What is queued is taken back, where it has not gone out yet; the next producer begins at the stored place."""
+        return self.thread.end(self._end)
+
+    def _end(self) -> None:
         producer, self.producer = self.producer, None
         if producer is not None:
-            await self.call(lambda: producer.purge(in_queue=True, in_flight=True))
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self.call(lambda: producer.flush(REPORT_SECONDS)), 2 * REPORT_SECONDS)
+            producer.purge(in_queue=True, in_flight=True)
+            producer.flush(REPORT_SECONDS)
 
 
 class Relay(Consumer):
@@ -152,9 +150,17 @@ class Relay(Consumer):
         nothing = Subscription(group=RELAY_GROUP, service="outbox-relay", label="OutboxRelay", handlers={})
         super().__init__(db, nothing, worker, wake=wake, page_events_max=PAGE_EVENTS_MAX)
         self._types = KNOWN_TYPES
-        self._outlet = Outlet(kafka, Line(worker.name))
+        self._kafka = kafka
+        self._line = Line(worker.name)
+        self._outlet = Outlet(kafka, self._line)
         self._flights: dict[UUID, Flight] = {}
         self._mirror_at = 0.0
+
+    async def run(self, stop: asyncio.Event) -> None:
+        try:
+            await super().run(stop)
+        finally:
+            self._outlet.end()
 
     async def enter(self) -> None:
         async with self.db.transaction(self.worker.service) as tx:
@@ -168,9 +174,14 @@ class Relay(Consumer):
         return done
 
     async def leave(self) -> None:
-        await self._outlet.drop()
-        self._flights.clear()
+        await self._drop()
         await super().leave()
+
+    async def _drop(self) -> None:
+        """Send anew, from the stored places on; a producer that does not come back is not waited for."""
+        self._flights.clear()
+        outlet, self._outlet = self._outlet, Outlet(self._kafka, self._line)
+        await asyncio.wait({asyncio.wrap_future(outlet.end())}, timeout=DROP_SECONDS)
 
     # -------------------------------------------------------------- one page
 
@@ -188,8 +199,8 @@ class Relay(Consumer):
         if flight.failed is not None:
             await self._start_over(flight.failed)
         if flight.reported < flight.events:
-            raise KafkaUnavailable(str(unavailable(self._outlet.line.last or KafkaError(KafkaError._TIMED_OUT))))
-        self._outlet.line.well()
+            raise KafkaUnavailable(str(unavailable(self._line.last or KafkaError(KafkaError._TIMED_OUT))))
+        self._line.well()
         async with self.db.transaction(self.worker.service) as tx:
             locked = await postgres_log.lock_cursor(tx, cursor, self.worker.name, self.worker.incarnation)
             moved = replace(flight.moved, partitions=locked.partitions)
@@ -218,7 +229,7 @@ class Relay(Consumer):
     def _record(self, envelope: Envelope) -> dict[str, Any]:
         kind = BY_TYPE.get(envelope.type)
         return {
-            "topic": self._outlet.kafka.named(kind.topic if kind else OTHER_TOPIC),
+            "topic": self._kafka.named(kind.topic if kind else OTHER_TOPIC),
             "key": envelope.partitionkey.encode(),
             "value": value_of(envelope),
             "headers": headers_of(envelope),
@@ -226,11 +237,10 @@ class Relay(Consumer):
 
     async def _start_over(self, error: KafkaError) -> None:
         """A bad report says that a record will never arrive by itself: everything in the air is sent anew, in order."""
-        self._flights.clear()
-        await self._outlet.drop()
+        await self._drop()
         if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
             raise Undeliverable(f"{error.name()}: {error.str()}")
-        raise unavailable(error, self._outlet.line.last)
+        raise unavailable(error, self._line.last)
 
     # -------------------------------------------------------------- dead letters
 
@@ -254,7 +264,7 @@ class Relay(Consumer):
         told = ("consumer_group", "event_id", "event_type", "correlation_id", "code", "error", "attempts")
         headers = [(f"dead_letter_{name}", str(row[name]).encode()) for name in told if row[name] is not None]
         return {
-            "topic": self._outlet.kafka.named(DEAD_LETTER_TOPIC),
+            "topic": self._kafka.named(DEAD_LETTER_TOPIC),
             "key": str(row["event_id"]).encode(),
             "value": msgspec.json.encode(row["envelope"]),
             "headers": [("dead_letter_id", str(row["id"]).encode()), *headers],
