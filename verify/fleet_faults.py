@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 from caravan.eventlog import inbox, postgres_log
-from caravan.eventlog.consumer import KNOWN_TYPES, PAGE_EVENTS_MAX, Consumer
+from caravan.eventlog.consumer import PAGE_EVENTS_MAX, Consumer
 
 FOR_EVER_SECONDS = 3600.0
 
@@ -77,8 +77,7 @@ def move_before_effect() -> None:
 
     async def page(self: Any, cursor: Any) -> int:
         async with self.db.transaction(self.worker.service) as tx:
-            cursor = await postgres_log.lock_cursor(tx, cursor, self.worker.name, self.worker.incarnation)
-            found = await postgres_log.read_page(tx, cursor, self._types, KNOWN_TYPES, PAGE_EVENTS_MAX)
+            cursor, found = await self._read(tx, cursor, PAGE_EVENTS_MAX)
             last = found[-1][0] if found else 0
             moved = cursor.finished() if len(found) < PAGE_EVENTS_MAX else replace(cursor, last_id=last)
             await postgres_log.move_cursor(tx, moved)

@@ -22,7 +22,6 @@ from caravan.db import Database, Tx, redis_hints
 from caravan.db.redis_hints import RedisHints
 from caravan.db.wake import Wake
 from caravan.eventlog import outbox, postgres_log
-from caravan.eventlog.consumer import KNOWN_TYPES
 from caravan.eventlog.postgres_log import SNAPSHOT, Cursor
 from caravan.payments.model import Status
 from caravan.realtime import gateway
@@ -90,9 +89,8 @@ def position_before_effect(t: Tamper) -> None:
     def hasty(_page: Any) -> Any:
         async def page(consumer: Any, cursor: Cursor) -> int:
             async with consumer.db.transaction(consumer.worker.service) as tx:
-                cursor = await postgres_log.lock_cursor(tx, cursor, consumer.worker.name, consumer.worker.incarnation)
                 limit = consumer._limit(cursor.id)
-                events = await postgres_log.read_page(tx, cursor, consumer._types, KNOWN_TYPES, limit)
+                cursor, events = await consumer._read(tx, cursor, limit)
                 last = events[-1][0] if events else 0
                 moved = cursor.finished() if len(events) < limit else replace(cursor, last_id=last)
                 await postgres_log.move_cursor(tx, moved)

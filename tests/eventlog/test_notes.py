@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 
-from caravan.db import Database
+import pytest
+
+from caravan.db import Database, Tx
 from caravan.db.wake import EVERYTHING, KIND, PAYLOAD_BYTES_MAX, Wake
-from caravan.eventlog import outbox
+from caravan.eventlog import member, outbox, postgres_log
 from caravan.eventlog.consumer import Consumer
 from caravan.eventlog.subscription import Subscription
 from caravan.eventlog.workers import Worker
-from caravan.events import CourseUpdated, PurchaseConfirmed
+from caravan.events import CourseUpdated, Event, PurchaseConfirmed
 from caravan.ids import new_id, new_ids
 
 NOTED = "select count(*), count(distinct event_id) from processed_events where consumer_group = 'notes'"
@@ -95,6 +99,47 @@ async def test_only_news_that_a_group_hears_wakes_it(db: Database) -> None:
     assert not await wakes(str(new_id()), KIND + CourseUpdated.type)
     assert await wakes(str(new_id()), KIND + PurchaseConfirmed.type)
     assert await wakes(EVERYTHING)
+
+
+async def test_a_group_looks_again_where_somebody_spoke_meanwhile_and_only_there(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(member, "POLL_SECONDS", 3600.0)
+    wake, stop, idle = Wake(db.url), asyncio.Event(), asyncio.Queue[None]()
+    db.on_hints = wake.send
+    done: list[str] = []
+    open_window = postgres_log.open_window
+
+    async def look(db: Database, cursor: postgres_log.Cursor) -> postgres_log.Cursor:
+        done.append("look")
+        return await open_window(db, cursor)
+
+    async def hear(_tx: Tx, _events: Sequence[Event]) -> None:
+        done.append("hear")
+        if done.count("hear") == 2:
+            await say(db, 1)  # after the window of this page was opened
+
+    monkeypatch.setattr(postgres_log, "open_window", look)
+    consumer = a_consumer(db, replace(SUBSCRIPTION, handlers={PurchaseConfirmed: hear}, notes_only=False), wake)
+    wait_for_work = consumer._wait_for_work  # pyright: ignore[reportPrivateUsage]
+
+    async def wait(stopped: asyncio.Task[object]) -> None:
+        idle.put_nowait(None)
+        await wait_for_work(stopped)
+
+    monkeypatch.setattr(consumer, "_wait_for_work", wait)
+    running = asyncio.create_task(consumer.run(stop))
+    async with asyncio.timeout(20):
+        await idle.get()
+        await say(db, 1)
+        await idle.get()
+        assert done == ["look", "look", "hear"]
+        await say(db, 1)
+        await idle.get()  # woken already
+        await idle.get()
+        assert done[3:] == ["look", "hear", "look", "hear"]
+        stop.set()
+        await running
 
 
 async def test_kinds_are_told_however_many_students_had_news(db: Database) -> None:

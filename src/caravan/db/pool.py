@@ -32,10 +32,11 @@ POOL_TIMEOUT_SECONDS = 5.0  # then the answer is 503 TRY_AGAIN
 KNOCK_SECONDS_MAX = 300.0  # how long one attempt to connect goes on; as long as the pool itself would
 KNOCK_PAUSE_SECONDS_MAX = 0.5
 
-# One round trip opens the transaction, bounds it and tells its instant. SET LOCAL only: safe behind a pooler.
+# One round trip opens the transaction, bounds it and tells its instant. SET LOCAL only: safe behind a pooler. No
+# parallel workers: to start them takes 10 ms, more than any of our statements should.
 BOUNDS_AND_INSTANT = sql.SQL(
     "set local idle_in_transaction_session_timeout = {idle}; set local statement_timeout = {statement};"
-    " set local lock_timeout = {lock}; set local jit = off; select now()"
+    " set local lock_timeout = {lock}; set local jit = off; set local max_parallel_workers_per_gather = 0; select now()"
 ).format(
     idle=f"{IDLE_IN_TRANSACTION_SECONDS}s", statement=f"{STATEMENT_TIMEOUT_SECONDS}s", lock=f"{LOCK_TIMEOUT_SECONDS}s"
 )

@@ -10,6 +10,7 @@ from caravan.db import Database, Tx
 from caravan.db.wake import Wake
 from caravan.errors import is_transient
 from caravan.eventlog import postgres_log, workers
+from caravan.eventlog.codec import Envelope
 from caravan.eventlog.member import PAGE_EVENTS_MAX, Hung, Member, describe
 from caravan.eventlog.postgres_log import Cursor, Fenced
 from caravan.eventlog.subscription import Subscription
@@ -56,6 +57,10 @@ class Consumer(Member):
                 self._woken.set()
         self._came_round()
         return done
+
+    def _behind(self) -> bool:
+        """A window holds all that was said before it was opened; who said something since has stirred us."""
+        return self._wake is None or any(cursor.window_end is not None for cursor in self._cursors.values())
 
     async def enter(self) -> None:
         """Make this worker known and take a share of the group's cursors."""
@@ -120,9 +125,8 @@ class Consumer(Member):
     async def _page(self, cursor: Cursor) -> int:
         """Read, claim, handle and move on, in one transaction; the number of events got past."""
         async with self.db.transaction(self.worker.service) as tx:
-            cursor = await postgres_log.lock_cursor(tx, cursor, self.worker.name, self.worker.incarnation)
             limit = self._limit(cursor.id)
-            events, last = await self._take(tx, cursor, limit)
+            cursor, events, last = await self._take(tx, cursor, limit)
             moved = cursor.finished() if events < limit else replace(cursor, last_id=last)
             if events:
                 await postgres_log.move_cursor(tx, moved)
@@ -131,25 +135,29 @@ class Consumer(Member):
             self._flowed(cursor.id, limit, events)
         return events
 
-    async def _take(self, tx: Tx, cursor: Cursor, limit: int) -> tuple[int, int]:
-        """Do what the next events ask for; how many, and where the last one stands."""
+    async def _take(self, tx: Tx, cursor: Cursor, limit: int) -> tuple[Cursor, int, int]:
+        """Do what the next events ask for; the cursor, locked, how many they were, and where the last one stands."""
         if self.subscription.notes_only:
-            group = self.subscription.group
-            noted = await postgres_log.note_page(tx, group, cursor, self._types, KNOWN_TYPES, limit)
+            group, name, incarnation = self.subscription.group, self.worker.name, self.worker.incarnation
+            noted = await postgres_log.note_page(tx, group, cursor, name, incarnation, self._types, KNOWN_TYPES, limit)
             if noted:
                 return noted
-        page = await postgres_log.read_page(tx, cursor, self._types, KNOWN_TYPES, limit)
+        cursor, page = await self._read(tx, cursor, limit)
         if page:
             await self._handle(tx, [envelope for _position, envelope in page])
-        return len(page), page[-1][0] if page else 0
+        return cursor, len(page), page[-1][0] if page else 0
+
+    async def _read(self, tx: Tx, cursor: Cursor, limit: int) -> tuple[Cursor, list[tuple[int, Envelope]]]:
+        """The cursor, locked, and its next events with their positions."""
+        name, incarnation = self.worker.name, self.worker.incarnation
+        return await postgres_log.read_page(tx, cursor, name, incarnation, self._types, KNOWN_TYPES, limit)
 
     # -------------------------------------------------------------- failures
 
     async def _isolate(self, cursor: Cursor, error: Exception) -> int:
         """After a bug: read less the next time; an event that fails alone, again and again, is parked."""
         async with self.db.transaction(self.worker.service) as tx:
-            cursor = await postgres_log.lock_cursor(tx, cursor, self.worker.name, self.worker.incarnation)
-            page = await postgres_log.read_page(tx, cursor, self._types, KNOWN_TYPES, self._limit(cursor.id))
+            cursor, page = await self._read(tx, cursor, self._limit(cursor.id))
         if not page:
             raise error
         attempts = await self._suspect(cursor.id, [envelope for _position, envelope in page], error)

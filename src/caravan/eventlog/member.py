@@ -127,7 +127,7 @@ class Member(ABC):
                         raise
                     await self._pause_after(error)
                     continue
-                if not done:
+                if not (done and self._behind()):
                     await self._wait_for_work(stopped)
         except asyncio.CancelledError:
             if self._hopeless:
@@ -141,6 +141,10 @@ class Member(ABC):
             await asyncio.gather(beating, stopped, return_exceptions=True)
         await self._retrying(self.leave)
         log.info(f"[{label}] Stopped", group=self.subscription.group, events=self.worker.events_done)
+
+    def _behind(self) -> bool:
+        """After a turn that found something: whether there may be more of which no hint will tell."""
+        return True
 
     def _stir(self, keys: frozenset[str]) -> None:
         """News; a turn for what others hear would be for nothing."""

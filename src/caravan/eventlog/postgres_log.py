@@ -92,7 +92,7 @@ async def open_window(db: Database, cursor: Cursor) -> Cursor:
 
 # The owner locks its cursor for the batch: whoever wants to take it over waits, or is already recorded here.
 LOCK_CURSOR = """
-select partitions, (select stats_reset from pg_stat_bgwriter) from log_cursors
+select partitions, (select stats_reset from pg_stat_bgwriter) as life from log_cursors
 where id = %(id)s and owner = %(owner)s and owner_incarnation = %(incarnation)s for no key update
 """
 
@@ -100,9 +100,13 @@ where id = %(id)s and owner = %(owner)s and owner_incarnation = %(incarnation)s 
 async def lock_cursor(tx: Tx, cursor: Cursor, owner: str, incarnation: UUID) -> Cursor:
     """The cursor with its present partitions (another worker may have taken half of them); raises Fenced."""
     rows = await tx.tuples(LOCK_CURSOR, {"id": cursor.id, "owner": owner, "incarnation": incarnation})
-    if not rows:
+    return _locked(cursor, rows[0] if rows else None)
+
+
+def _locked(cursor: Cursor, row: tuple[Any, ...] | None) -> Cursor:
+    if row is None:
         raise Fenced(f"cursor {cursor.id} belongs to another worker")
-    [(partitions, life)] = rows
+    partitions, life = row[:2]
     if life != cursor.life:
         raise Fenced(CRASHED)
     return replace(cursor, partitions=tuple(partitions))
@@ -112,31 +116,47 @@ async def lock_cursor(tx: Tx, cursor: Cursor, owner: str, incarnation: UUID) -> 
 # be parked).
 PAGE = """
 from outbox
-where id > %(last_id)s and id <= %(highest_id)s and partition = any(%(partitions)b::smallint[])
+where id > %(last_id)s and id <= %(highest_id)s and partition = any(mine.partitions)
   and (type = any(%(types)b::text[]) or type <> all(%(known)b::text[]))
   and pg_visible_in_snapshot(xid, %(end)s::pg_snapshot) and not pg_visible_in_snapshot(xid, %(start)s::pg_snapshot)
 order by id limit %(limit)s
 """
 
+# Lock the cursor and read its page. A wait for the lock does no harm: the window ended before this statement began, so
+# the statement sees all of it; of the cursor it sees the row that it has locked.
 READ_PAGE = f"""
-select id, event_id, source, type, subject, occurred_at, data, correlation_id, causation_id, partition_key,
-       traceparent, data_version
-{PAGE}"""
+with mine as ({LOCK_CURSOR})
+select mine.partitions, mine.life, event.*
+from mine left join lateral (
+  select id, event_id, source, type, subject, occurred_at, data, correlation_id, causation_id, partition_key,
+         traceparent, data_version
+  {PAGE}
+) event on true
+order by event.id
+"""  # noqa: S608 - put together from constants
 
 
 async def read_page(
-    tx: Tx, cursor: Cursor, types: list[str], known: list[str], limit: int
-) -> list[tuple[int, Envelope]]:
-    """The next events of the open window with their positions, at most `limit`."""
-    rows = await tx.tuples(READ_PAGE, _page_params(cursor, types, known, limit))
-    return [(row[0], _envelope(row)) for row in rows]
+    tx: Tx, cursor: Cursor, owner: str, incarnation: UUID, types: list[str], known: list[str], limit: int
+) -> tuple[Cursor, list[tuple[int, Envelope]]]:
+    """Lock the cursor, and read the next events of its open window with their positions, at most `limit`.
+
+    Raises Fenced, as lock_cursor does.
+    """
+    rows = await tx.tuples(READ_PAGE, _page_params(cursor, owner, incarnation, types, known, limit))
+    cursor = _locked(cursor, rows[0] if rows else None)
+    events = [row[2:] for row in rows if row[2] is not None]
+    return cursor, [(event[0], _envelope(event)) for event in events]
 
 
 # Note a page as processed without reading it; unless there is something in it that nobody knows.
 NOTE_PAGE = f"""
-with page as materialized (
-  select id, event_id, type, correlation_id, source
-  {PAGE}
+with mine as ({LOCK_CURSOR}), page as materialized (
+  select event.*
+  from mine cross join lateral (
+    select id, event_id, type, correlation_id, source
+    {PAGE}
+  ) event
 ), judged as (
   select count(*)::int as events, coalesce(max(id), 0) as last_id,
     coalesce(bool_and(type = any(%(known)b::text[])), true) as all_known
@@ -147,25 +167,31 @@ with page as materialized (
   from judged join page on judged.all_known
   on conflict (consumer_group, event_id) do nothing
 )
-select events, last_id, all_known from judged
+select mine.partitions, mine.life, events, last_id, all_known from mine cross join judged
 """  # noqa: S608 - put together from constants
 
 
 async def note_page(
-    tx: Tx, group: str, cursor: Cursor, types: list[str], known: list[str], limit: int
-) -> tuple[int, int] | None:
-    """For a group that has nothing to do: how many events were noted, and the last one's place. None: read the page,
-    there is something to park."""
-    params = _page_params(cursor, types, known, limit) | {"group": group, "now": tx.now}
-    [(events, last_id, all_known)] = await tx.tuples(NOTE_PAGE, params)
-    return (events, last_id) if all_known else None
+    tx: Tx, group: str, cursor: Cursor, owner: str, incarnation: UUID, types: list[str], known: list[str], limit: int
+) -> tuple[Cursor, int, int] | None:
+    """For a group that has nothing to do: the cursor, locked, how many events were noted, and the last one's place.
+    None: read the page, there is something to park. Raises Fenced."""
+    params = _page_params(cursor, owner, incarnation, types, known, limit) | {"group": group, "now": tx.now}
+    rows = await tx.tuples(NOTE_PAGE, params)
+    cursor = _locked(cursor, rows[0] if rows else None)
+    [(_partitions, _life, events, last_id, all_known)] = rows
+    return (cursor, events, last_id) if all_known else None
 
 
-def _page_params(cursor: Cursor, types: list[str], known: list[str], limit: int) -> dict[str, Any]:
+def _page_params(
+    cursor: Cursor, owner: str, incarnation: UUID, types: list[str], known: list[str], limit: int
+) -> dict[str, Any]:
     return {
+        "id": cursor.id,
+        "owner": owner,
+        "incarnation": incarnation,
         "last_id": cursor.last_id,
         "highest_id": cursor.highest_id,
-        "partitions": list(cursor.partitions),
         "types": types,
         "known": known,
         "start": cursor.window_start,

@@ -214,8 +214,7 @@ class Relay(Consumer):
         """Read a page and queue it; None where the rest of the window is nobody's."""
         limit = self._limit(cursor.id)
         async with self.db.transaction(self.worker.service) as tx:
-            cursor = await postgres_log.lock_cursor(tx, cursor, self.worker.name, self.worker.incarnation)
-            page = await postgres_log.read_page(tx, cursor, self._types, KNOWN_TYPES, limit)
+            cursor, page = await self._read(tx, cursor, limit)
         moved = cursor.finished() if len(page) < limit else replace(cursor, last_id=page[-1][0])
         if not page:
             self._cursors[cursor.id] = moved

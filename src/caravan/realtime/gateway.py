@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 from uuid import UUID
@@ -22,7 +22,7 @@ from caravan.db import Database
 from caravan.db.wake import EVERYTHING, Wake
 from caravan.realtime import protocol
 from caravan.realtime.access import Visitor, recheck
-from caravan.realtime.feed import Ask, list_heads, read_feeds
+from caravan.realtime.feed import Answer, Ask, list_heads, read_feeds
 from caravan.realtime.traces import trace_frames
 from caravan.telemetry import tracing
 
@@ -167,24 +167,28 @@ class Gateway:
         """Read on for every socket that has news and room, until none is left."""
         while asks := self._asks():
             async with self._db.transaction("websocket-server", read_only=True) as tx:
-                answers = await read_feeds(tx, asks)
-            frames: Counter[str] = Counter()
-            for ask, answer in zip(asks, answers, strict=True):
-                for socket in list(self._by_student.get(str(ask.student), ())):
-                    if socket.cursors.get(ask.student) != ask.after or not socket.room:
-                        continue  # it moved while we read, and stirred us
-                    if answer.resync:
-                        socket.cursors[ask.student] = answer.head
-                        socket.put(protocol.resync(ask.student, answer.head))
-                    for seq, frame in answer.frames[: socket.room] if not answer.resync else ():
-                        socket.cursors[ask.student] = seq
-                        socket.put(frame)
-                        self.frames_sent += 1
-                        frames[frame] += 1
-                    if socket.cursors[ask.student] < answer.head:
-                        self._news.add(str(ask.student))
+                frames = self._hand_out(asks, await read_feeds(tx, asks))  # at once: there is nothing to commit
             if tracing.active() and frames:
                 await trace_frames(self._db, frames)
+
+    def _hand_out(self, asks: Sequence[Ask], answers: Sequence[Answer]) -> Counter[str]:
+        """Queue what was read; to how many sockets each frame went."""
+        frames: Counter[str] = Counter()
+        for ask, answer in zip(asks, answers, strict=True):
+            for socket in list(self._by_student.get(str(ask.student), ())):
+                if socket.cursors.get(ask.student) != ask.after or not socket.room:
+                    continue  # it moved while we read, and stirred us
+                if answer.resync:
+                    socket.cursors[ask.student] = answer.head
+                    socket.put(protocol.resync(ask.student, answer.head))
+                for seq, frame in answer.frames[: socket.room] if not answer.resync else ():
+                    socket.cursors[ask.student] = seq
+                    socket.put(frame)
+                    self.frames_sent += 1
+                    frames[frame] += 1
+                if socket.cursors[ask.student] < answer.head:
+                    self._news.add(str(ask.student))
+        return frames
 
     def _asks(self) -> list[Ask]:
         """The distinct places to read on from: sockets at the same place share one reading."""
