@@ -62,6 +62,11 @@ class RedisServer:
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def start(self, *options: str) -> RedisServer:
         """Also after `kill`: on the same port, empty."""
         program = find_program()

@@ -25,8 +25,10 @@ NAMES = (
     "redis",
     "kafka_outage",
     "kafka_stream",
+    "fleet",
     "sabotage",
 )
+MODULES = {"fleet": "kafka_fleet"}  # `fleet` are the processes that several parts play with
 
 T = TypeVar("T")
 
@@ -65,7 +67,8 @@ Part = Callable[[Context], Awaitable[PartResult]]
 
 def list_parts() -> dict[str, str]:
     """The parts that are written, by name: their modules, imported when they run."""
-    return {name: f"verify.{name}" for name in NAMES if find_spec(f"verify.{name}")}
+    modules = {name: f"verify.{MODULES.get(name, name)}" for name in NAMES}
+    return {name: module for name, module in modules.items() if find_spec(module)}
 
 
 def load_part(name: str) -> Part:

@@ -128,12 +128,13 @@ async def run_sockets(
         db.on_hints = wake.send
         load = Load(world, families, payments)
         async with httpx2.AsyncClient(timeout=ANSWER_SECONDS) as http:
-            await _until_up(http, doors)
+            await until_up(http, doors)
+            looks = Looks(http, doors[SERVERS:])
             listening = [
-                asyncio.create_task(_listen(family, doors[:SERVERS], doors[SERVERS:], http, random.Random(chance)))
+                asyncio.create_task(listen(family, doors[:SERVERS], random.Random(chance), looks))
                 for family, chance in zip(families, [dice.random() for _ in families], strict=True)
             ]
-            await _until_connected(families)
+            await until_connected(families)
             nemesis = Nemesis(redis, dice, rounds, load)
             started = time.monotonic()
             async with asyncio.TaskGroup() as group:
@@ -144,13 +145,13 @@ async def run_sockets(
             quiet_seconds, left = await until_quiet(db, QUIET_SECONDS_MAX)
             if left:
                 result.violated(left, "sockets")
-            heads = await _heads(db)
-            caught_up_seconds = await _until_caught_up(families, heads)
+            heads = await read_heads(db)
+            caught_up_seconds = await until_caught_up(families, heads)
             for task in listening:
                 task.cancel()
             await asyncio.gather(*listening, return_exceptions=True)
             for family in families:
-                _judge(result, family, heads.get(family.student, 0))
+                judge_family(result, family, heads.get(family.student, 0))
             await _compare_views(result, db, http, families, doors[SERVERS:])
             await _judge_held(result, redis, families, heads)
         for surprise in fleet.surprises:
@@ -251,9 +252,15 @@ class Nemesis:
         await asyncio.to_thread(self.redis.ask, "CONFIG", "SET", "maxmemory", "0")
 
 
-async def _listen(
-    family: Family, doors: Sequence[int], readers: Sequence[int], http: httpx2.AsyncClient, dice: random.Random
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Looks:
+    """With what, and where, clients refetch."""
+
+    http: httpx2.AsyncClient
+    ports: Sequence[int]
+
+
+async def listen(family: Family, doors: Sequence[int], dice: random.Random, looks: Looks | None = None) -> None:
     """A client that comes back wherever it is let in, and says where it left off."""
     while True:
         with suppress(OSError, WebSocketException, TimeoutError):
@@ -267,8 +274,8 @@ async def _listen(
                         family.wrong.append(f"after {family.last} came {text[:100]!r}")
                         return
                     family.seen.append(frame["seq"])
-                    if dice.random() < LOOKS:
-                        await _look(family, http, dice.choice(readers))
+                    if looks and dice.random() < LOOKS:
+                        await _look(family, looks.http, dice.choice(looks.ports))
                     if dice.random() < LEAVES:
                         ws.transport.abort()
         await asyncio.sleep(0.05)
@@ -300,7 +307,7 @@ async def _open_families(db: Database, number: int) -> list[Family]:
     return families
 
 
-async def _until_up(http: httpx2.AsyncClient, doors: Sequence[int]) -> None:
+async def until_up(http: httpx2.AsyncClient, doors: Sequence[int]) -> None:
     async with asyncio.timeout(UP_SECONDS):
         for port in doors:
             while True:
@@ -310,18 +317,18 @@ async def _until_up(http: httpx2.AsyncClient, doors: Sequence[int]) -> None:
                 await asyncio.sleep(0.1)
 
 
-async def _until_connected(families: Sequence[Family]) -> None:
+async def until_connected(families: Sequence[Family]) -> None:
     async with asyncio.timeout(UP_SECONDS):
         while not all(family.connections for family in families):  # noqa: ASYNC110 - of many tasks
             await asyncio.sleep(0.05)
 
 
-async def _heads(db: Database) -> dict[UUID, int]:
+async def read_heads(db: Database) -> dict[UUID, int]:
     async with db.transaction("verify", read_only=True) as tx:
         return dict(await tx.tuples("select student_id, seq from student_feed_heads"))
 
 
-async def _until_caught_up(families: Sequence[Family], heads: dict[UUID, int]) -> float:
+async def until_caught_up(families: Sequence[Family], heads: dict[UUID, int]) -> float:
     """How long after the last commit the last client had everything; those who never have are judged later."""
     started = time.monotonic()
     with suppress(TimeoutError):
@@ -331,13 +338,13 @@ async def _until_caught_up(families: Sequence[Family], heads: dict[UUID, int]) -
     return time.monotonic() - started
 
 
-def _judge(result: PartResult, family: Family, head: int) -> None:
+def judge_family(result: PartResult, family: Family, head: int, case: str | None = "sockets") -> None:
     result.cases += 1
     wrong = list(family.wrong)
     if family.seen != list(range(1, head + 1)):
         wrong.append(f"a client has {len(family.seen)} frames up to {family.last}, the feed ends at {head}")
     for said in wrong:
-        result.violated(said, "sockets")
+        result.violated(said, case)
     result.good += not wrong
 
 

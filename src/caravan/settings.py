@@ -58,7 +58,7 @@ class Settings(BaseSettings):
     )
 
     postgres_url: str | None = Field(default=None, repr=False, validation_alias=AliasChoices("POSTGRES_URL"))
-    postgres_direct_url: str | None = Field(default=None, repr=False)  # around a pooler, for LISTEN
+    postgres_direct_url: str | None = Field(default=None, repr=False)  # around a pooler, which POSTGRES_URL is then
     kafka_broker: str | None = Field(default=None, validation_alias=AliasChoices("KAFKA_BROKER"))  # host:port, ...
     redis_url: str | None = Field(default=None, repr=False, validation_alias=AliasChoices("REDIS_URL"))
 

@@ -176,6 +176,11 @@ class KafkaServer:
         except KafkaException:
             return False
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def stop(self) -> None:
         """Cleanly: it hands over, flushes and ends."""
         self._end(signal.SIGTERM)

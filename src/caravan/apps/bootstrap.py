@@ -47,7 +47,12 @@ async def open_platform(settings: Settings) -> AsyncGenerator[Platform]:
     views = ViewCache(redis) if redis else None
     subscriptions = subscribe(timedelta(hours=settings.notice_hours), views)
     wake = Wake(settings.postgres_direct_url or settings.postgres_url, redis)
-    async with Database(settings.postgres_url, max_connections=CONNECTIONS_MAX, on_hints=wake.send) as db:
+    async with Database(
+        settings.postgres_url,
+        max_connections=CONNECTIONS_MAX,
+        on_hints=wake.send,
+        pooled=settings.postgres_direct_url is not None,
+    ) as db:
         await rebase_if_moved(db)
         async with db.transaction() as tx:
             await register_groups(tx, subscriptions)

@@ -171,7 +171,7 @@ class Supervisor:
             self.settings = self.settings.model_copy(update={"postgres_url": url})
         assert self.settings.postgres_url is not None
         try:
-            applied = await migrate(self.settings.postgres_url)
+            applied = await migrate(self.settings.postgres_direct_url or self.settings.postgres_url)
         except psycopg.OperationalError as error:
             raise UpRefused(
                 f"POSTGRES_URL: the database does not answer ({_first_line(error)}): start it, or unset POSTGRES_URL"

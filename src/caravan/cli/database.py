@@ -47,7 +47,8 @@ async def _run(settings: Settings, work: Callable[[Database, Settings], Awaitabl
     def tell(keys: Iterable[str]) -> None:
         telling.add(asyncio.get_running_loop().create_task(_tell(db, frozenset(keys))))
 
-    async with Database(settings.postgres_url, max_connections=3, on_hints=tell) as db:
+    pooled = settings.postgres_direct_url is not None
+    async with Database(settings.postgres_url, max_connections=3, on_hints=tell, pooled=pooled) as db:
         done = await work(db, settings)
         await asyncio.gather(*telling)
     return done

@@ -17,7 +17,8 @@ def migrate(data: Path | None, *, as_json: bool) -> int:
     settings = database_settings(data)
     assert settings.postgres_url is not None
     try:
-        applied = asyncio.run(apply_migrations(settings.postgres_url))
+        # Its lock is a session's: not through a pooler in transaction mode.
+        applied = asyncio.run(apply_migrations(settings.postgres_direct_url or settings.postgres_url))
     except SchemaProblem as error:
         fail(str(error))
     except psycopg.OperationalError as error:

@@ -70,7 +70,8 @@ OUTCOME = "select pg_xact_status(%(xid)s::text::xid8)"
 class Database:
     """A pool of connections to one PostgreSQL.
 
-    `on_hints` receives the keys that a committed transaction hinted at; it must not block or raise.
+    `on_hints` receives the keys that a committed transaction hinted at; it must not block or raise. `pooled`: the url
+    is a pooler's in transaction mode, so that nothing of a session may outlive a transaction.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Database:
         *,
         max_connections: int = 8,
         on_hints: Callable[[Iterable[str]], None] | None = None,
+        pooled: bool = False,
     ) -> None:
         self.url = url
         self.on_hints = on_hints
@@ -91,9 +93,9 @@ class Database:
             max_idle=60,
             open=False,
             timeout=POOL_TIMEOUT_SECONDS,
-            # Statements are prepared on the server after their fifth use; a pooler in transaction mode is told apart
-            # by its own setting (max_prepared_statements), see docs/architecture.md.
-            kwargs={"autocommit": True, "application_name": "caravan"},
+            # Statements are prepared on the server after their fifth use. Few poolers hand prepared ones on (pgbouncer
+            # 1.21 and newer, where it is told to), so behind one nothing is prepared.
+            kwargs={"autocommit": True, "application_name": "caravan", "prepare_threshold": None if pooled else 5},
         )
 
     async def open(self) -> Database:

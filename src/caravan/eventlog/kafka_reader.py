@@ -122,6 +122,8 @@ class Reader:
         try:
             if not self._ours:
                 self._client.list_topics(timeout=seconds)  # nothing to ask for, but whether somebody answers
+                self._line.well()
+                return 0
             positions = self._client.position([TopicPartition(*place) for place in self._ours])
             ends = self._client.offsets_for_times(
                 [TopicPartition(place.topic, place.partition, END) for place in positions], timeout=seconds
