@@ -99,10 +99,10 @@ async def test_two_relays_keep_each_students_order(log: Log, db: Database) -> No
     await log.member(Group())
     first = log.relay
     second = await log.relays("relay-2")
-    students = [confirmed().student_id for _ in range(5)]
+    students = [confirmed().student_id for _ in range(20)]  # some in either relay's half of the log
     said: dict[UUID, list[str]] = {student: [] for student in students}
     for round_ in range(30):
-        events = [confirmed(students[(round_ + n) % 5]) for n in range(5)]
+        events = [confirmed(students[(5 * round_ + n) % 20]) for n in range(5)]
         for event in events:
             said[event.student_id].append(str(event.payment_id))
         await say(db, *events)
