@@ -22,6 +22,7 @@ import uvloop
 from caravan import telemetry
 from caravan.apps import worker
 from caravan.apps.bootstrap import open_platform
+from caravan.apps.process import calm_collector
 from caravan.apps.services import BACKGROUND
 from caravan.eventlog.consumer import Consumer
 from caravan.settings import Settings
@@ -74,6 +75,7 @@ def main() -> None:
     telemetry.configure_logging(json=True)
     if chosen.page:
         worker.Consumer = partial(Consumer, page_events_max=chosen.page)  # pyright: ignore[reportAttributeAccessIssue]
+    calm_collector()
     uvloop.run(_main(chosen, answers))
 
 

@@ -111,7 +111,7 @@ def cursor_on_the_id(t: Tamper) -> None:
     seen: dict[UUID, int] = {}
 
     def by_id(_open: Any) -> Any:
-        async def open_window(db: Database, cursor: Cursor) -> Cursor:
+        async def open_window(db: Database, cursor: Cursor, *_heard: object) -> Cursor:
             async with db.connection() as connection:
                 row = await (await connection.execute(b"select coalesce(max(id), 0) from outbox")).fetchone()
                 snapshot = await (await connection.execute(SNAPSHOT)).fetchone()

@@ -20,6 +20,7 @@ import uvloop
 
 from caravan import telemetry
 from caravan.apps.line import Line, Order, leaves
+from caravan.apps.process import calm_collector
 from caravan.settings import Settings
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
@@ -53,7 +54,9 @@ def main() -> int:
     role = sys.argv[1]
     telemetry.configure_logging()
     try:
-        uvloop.run(_main(_import_or_tell(role)))
+        run = _import_or_tell(role)
+        calm_collector()
+        uvloop.run(_main(run))
     except Exception as error:
         for inner in leaves(error):
             log.error(f"the process of the {role} ends: {type(inner).__name__}: {inner}", exc_info=inner)

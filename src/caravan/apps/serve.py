@@ -13,6 +13,7 @@ import uvloop
 from caravan import telemetry
 from caravan.apps.bootstrap import Platform, open_platform
 from caravan.apps.line import leaves
+from caravan.apps.process import calm_collector
 from caravan.apps.services import SERVICES
 from caravan.db.migrate import SchemaProblem
 from caravan.errors import DomainError
@@ -47,6 +48,7 @@ async def _serve(settings: Settings, name: str) -> None:
         if SERVICES[name].routers:
             from caravan.apps.web import serve_web
 
+            calm_collector()
             await serve_web(platform, [name], stop, process=name)
         else:
             await _serve_background(platform, name, stop)
@@ -56,6 +58,7 @@ async def _serve_background(platform: Platform, name: str, stop: asyncio.Event) 
     """A worker; with CARAVAN_PORT it answers /healthz, /readyz and /metrics too."""
     from caravan.apps.worker import prepare_log, run_workers
 
+    calm_collector()
     await prepare_log(platform, [name])
     async with asyncio.TaskGroup() as parts:
         parts.create_task(run_workers(platform, [name], stop))

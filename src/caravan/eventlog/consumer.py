@@ -105,7 +105,7 @@ class Consumer(Member):
         """The next page that concerns this group; 0 where nothing had been said for it when the turn began."""
         for _window in ("the open one", "the next one"):
             if cursor.window_end is None:
-                cursor = await postgres_log.open_window(self.db, cursor)
+                cursor = await postgres_log.open_window(self.db, cursor, self._types, KNOWN_TYPES)
                 self._cursors[cursor.id] = cursor
                 if cursor.window_end is None:
                     return 0

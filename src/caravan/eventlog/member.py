@@ -31,6 +31,7 @@ PAGE_EVENTS_MAX = 512
 TRUST_GROWS = 8  # by how much the next page is larger than one that flowed behind a parked event
 STOP_SECONDS = 2.0
 POLL_SECONDS = 1.0  # the safety net under the wake-up hints
+QUIET_SECONDS = 0.05  # without news, before a group that only takes notes comes round
 HOPELESS_BEATS = 30  # so many heartbeats (a minute) within one turn end the process: a new one may do better
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
@@ -76,7 +77,7 @@ class Member(ABC):
         self._turned_at = 0.0
         self._batch_began = 0.0
         self._hopeless = False
-        self._wake = None if subscription.notes_only else wake
+        self._wake = wake
 
     @abstractmethod
     async def enter(self) -> None:
@@ -274,9 +275,19 @@ class Member(ABC):
                 return
 
     async def _wait_for_work(self, stopped: asyncio.Task[object]) -> None:
+        """For news, at most until the next poll. Who only takes notes is in nobody's way: it waits on until it is quiet."""
+        poll_at = asyncio.get_running_loop().time() + POLL_SECONDS
+        await self._wait_for_news(stopped, POLL_SECONDS)
+        while self.subscription.notes_only and self._woken.is_set() and not stopped.done():
+            self._woken.clear()
+            left = poll_at - asyncio.get_running_loop().time()
+            if left > 0:
+                await self._wait_for_news(stopped, min(left, QUIET_SECONDS))
+
+    async def _wait_for_news(self, stopped: asyncio.Task[object], timeout: float) -> None:
         woken = asyncio.create_task(self._woken.wait())
         try:
-            await asyncio.wait({woken, stopped}, timeout=POLL_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({woken, stopped}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         finally:
             woken.cancel()
 

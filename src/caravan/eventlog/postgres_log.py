@@ -15,6 +15,7 @@ Figures: shared research, "The log by windows between snapshots".
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -57,29 +58,39 @@ class Fenced(Exception):
 
 SNAPSHOT = "select pg_current_snapshot()::text"
 
-# The end of a window, and the ids between which its events lie: through the index on xid, from the start's xmax to the
-# end's, plus what was in progress at the start. What a statement sees is what its snapshot shows. Statistics do not
-# survive a crash: when these begin tells one life of the server from the next. The last column is null, as no
-# transaction that had written may ask; it also keeps the planner from parallel workers, which take 10 ms to start.
+# The end of a window, and the ids between which those of its events lie that concern a cursor's group: through the index
+# on xid, from the start's xmax to the end's, plus what was in progress at the start. What a statement sees is what its
+# snapshot shows. Statistics do not survive a crash: when these begin tells one life of the server from the next. The last
+# column is null, as no transaction that had written may ask; it also keeps the planner from parallel workers, which take
+# 10 ms to start.
 FIND_WINDOW = """
 select pg_current_snapshot()::text, (select stats_reset from pg_stat_bgwriter), min(id), max(id),
   pg_current_xact_id_if_assigned()
 from (
-  select id from outbox
+  select id, partition, type from outbox
   where xid >= pg_snapshot_xmax(%(start)s::pg_snapshot) and xid < pg_snapshot_xmax(pg_current_snapshot())
   union all
-  select id from outbox where xid = any(array(select pg_snapshot_xip(%(start)s::pg_snapshot)))
+  select id, partition, type from outbox where xid = any(array(select pg_snapshot_xip(%(start)s::pg_snapshot)))
 ) as event
+where partition = any(%(partitions)b::smallint[])
+  and (type = any(%(types)b::text[]) or type <> all(%(known)b::text[]))
 """
 
 
-async def open_window(db: Database, cursor: Cursor) -> Cursor:
-    """A cursor with a window to read, or without one where nothing has been said since. Raises Fenced after a crash.
+async def open_window(db: Database, cursor: Cursor, types: Sequence[str] = (), known: Sequence[str] = ()) -> Cursor:
+    """A cursor with a window to read, or without one where nothing has been said since for a group that hears `types`,
+    and what is not `known`; without these, for anybody. Raises Fenced after a crash.
 
     The snapshot is taken outside any transaction of ours: one that had written would count itself as seen.
     """
+    params = {
+        "start": cursor.window_start,
+        "partitions": list(cursor.partitions),
+        "types": list(types),
+        "known": list(known),
+    }
     async with db.connection() as connection:
-        found = await connection.execute(FIND_WINDOW, {"start": cursor.window_start}, prepare=True)
+        found = await connection.execute(FIND_WINDOW, params, prepare=True)
         row = await found.fetchone()
     assert row is not None
     end, life, lowest, highest, _ours = row
