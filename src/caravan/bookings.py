@@ -8,10 +8,11 @@ in the database from the other two, by the same expression wherever a row is wri
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
+
+import msgspec
 
 from caravan.db import Tx
 from caravan.eventlog import outbox
@@ -20,16 +21,14 @@ from caravan.events import BookingReleased
 Kind = Literal["package", "single"]
 
 
-@dataclass(frozen=True, slots=True)
-class Series:
+class Series(msgspec.Struct, frozen=True):
     """When: the slots' starts (aware, increasing) and the length of each in minutes."""
 
     starts: tuple[datetime, ...]
     minutes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
+class Wish(msgspec.Struct, frozen=True):
     """A booking to be made. `id` is the caller's: it is how the caller knows which wishes came true."""
 
     id: UUID
@@ -71,15 +70,14 @@ series as materialized (
 def pack_series(wanted: Sequence[Series]) -> tuple[dict[str, Any], list[int]]:
     """The parameters of SERIES, and for each of `wanted` the number of its row."""
     numbers: dict[Series, int] = {}
+    found = [numbers.setdefault(series, len(numbers)) for series in wanted]
     slots: list[datetime] = []
     firsts: list[int] = []
     lasts: list[int] = []
-    for series in wanted:
-        if series not in numbers:
-            numbers[series] = len(numbers)
-            firsts.append(len(slots) + 1)
-            slots.extend(series.starts)
-            lasts.append(len(slots))
+    for series in numbers:
+        firsts.append(len(slots) + 1)
+        slots.extend(series.starts)
+        lasts.append(len(slots))
     params = {
         "slots": slots,
         "series": list(range(len(numbers))),
@@ -87,7 +85,7 @@ def pack_series(wanted: Sequence[Series]) -> tuple[dict[str, Any], list[int]]:
         "series_first": firsts,
         "series_last": lasts,
     }
-    return params, [numbers[series] for series in wanted]
+    return params, found
 
 
 # Book what is still free, in the order of trainer and first start, so that crossing batches wait for each other in one

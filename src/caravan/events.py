@@ -12,6 +12,8 @@ from uuid import UUID
 
 import msgspec
 
+from caravan.ids import uuid_text
+
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """Something that happened. Subclasses name their wire type and topic."""
@@ -45,7 +47,7 @@ class PaymentEvent(Event, frozen=True, kw_only=True):
 
     @property
     def subject(self) -> str:
-        return str(self.purchase_id or self.payment_id)
+        return uuid_text(self.purchase_id or self.payment_id)
 
     @property
     def student(self) -> UUID | None:
@@ -53,7 +55,7 @@ class PaymentEvent(Event, frozen=True, kw_only=True):
 
     @property
     def correlation_id(self) -> str | None:
-        return str(self.payment_id)
+        return uuid_text(self.payment_id)
 
 
 class PurchaseConfirmed(PaymentEvent, frozen=True, kw_only=True):
@@ -146,7 +148,7 @@ class StudentUpdated(Event, frozen=True, kw_only=True):
 
     @property
     def subject(self) -> str:
-        return str(self.student_id)
+        return uuid_text(self.student_id)
 
     @property
     def student(self) -> UUID | None:
@@ -161,7 +163,7 @@ class TrainerUpdated(Event, frozen=True, kw_only=True):
 
     @property
     def subject(self) -> str:
-        return str(self.trainer_id)
+        return uuid_text(self.trainer_id)
 
 
 class CourseUpdated(Event, frozen=True, kw_only=True):
@@ -172,7 +174,7 @@ class CourseUpdated(Event, frozen=True, kw_only=True):
 
     @property
     def subject(self) -> str:
-        return str(self.course_id)
+        return uuid_text(self.course_id)
 
 
 class BookingReleased(Event, frozen=True, kw_only=True):
@@ -188,7 +190,7 @@ class BookingReleased(Event, frozen=True, kw_only=True):
 
     @property
     def subject(self) -> str:
-        return str(self.booking_id)
+        return uuid_text(self.booking_id)
 
     @property
     def student(self) -> UUID | None:
@@ -196,7 +198,7 @@ class BookingReleased(Event, frozen=True, kw_only=True):
 
     @property
     def correlation_id(self) -> str | None:
-        return str(self.payment_id) if self.payment_id else None
+        return uuid_text(self.payment_id) if self.payment_id else None
 
 
 ALL: tuple[type[Event], ...] = (

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from uuid import UUID
 
+import msgspec
+
 from caravan.bookings import Series
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(msgspec.Struct, frozen=True):
     """A trainer who passes every filter. `load`: sessions booked around that time; distance only where it matters."""
 
     trainer_id: UUID

@@ -36,7 +36,7 @@ from caravan.deliveries import Block, Reason, Stage
 from caravan.errors import Conflict, NotFound
 from caravan.eventlog import outbox
 from caravan.events import TrainerAllocated
-from caravan.ids import new_id
+from caravan.ids import new_ids
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -326,14 +326,14 @@ async def _insert(tx: Tx, picked: Sequence[tuple[_Case, Pick]]) -> None:
     """Make the bookings; a pick that lost its race is taken off its need's candidates."""
     wishes = [
         Wish(
-            id=new_id(),
+            id=booking_id,
             kind="single" if case.make_up else "package",
             purchase_id=case.state.purchase_id,
             trainer_id=pick.candidate.trainer_id,
             student_id=case.state.student_id,
             series=pick.need.series,
         )
-        for case, pick in picked
+        for booking_id, (case, pick) in zip(new_ids(len(picked)), picked, strict=True)
     ]
     won = await bookings.insert_bookings(tx, wishes)
     for (case, pick), wish in zip(picked, wishes, strict=True):

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from datetime import date, datetime, time
 from uuid import UUID
 
+import msgspec
+
 from caravan.calendar import Pattern
 from caravan.deliveries import Stage
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(msgspec.Struct, frozen=True):
     """A purchase as the tables have it, once it is locked.
 
     `refunded`: sessions taken away by refunds; `refunded_seqs`: which, where they were numbered. `done`: completed, or

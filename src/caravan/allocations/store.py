@@ -10,7 +10,7 @@ import msgspec
 
 from caravan.allocations.plan import Slot, State
 from caravan.db import Tx
-from caravan.ids import new_id
+from caravan.ids import new_ids
 
 # Refunds are read from where they are decided, so it does not matter whether the purchase has heard of them already.
 LIST_STATES = """
@@ -103,7 +103,7 @@ async def upsert_allocations(tx: Tx, decided: Sequence[Decided]) -> dict[UUID, U
     rows = await tx.tuples(
         UPSERT_ALLOCATIONS,
         {
-            "ids": [new_id() for _ in decided],
+            "ids": new_ids(len(decided)),
             "purchases": [d.state.purchase_id for d in decided],
             "students": [d.state.student_id for d in decided],
             "courses": [d.state.course_id for d in decided],

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
 from uuid import UUID
 
 from caravan.db import Tx
 from caravan.db.wake import KIND
 from caravan.eventlog.codec import encode_data
 from caravan.events import Event
-from caravan.ids import child_traceparent, new_ids
+from caravan.ids import child_traceparent, new_ids, uuid_text
 from caravan.telemetry import tracing
 
 # How many consumers one group can have at most: a student's events are all in one partition.
@@ -27,12 +26,12 @@ PARTITIONS = 16
 # transaction's own id, which saves `Database.transact` a question.
 APPEND_EVENTS = """
 with said as (
-  select * from unnest(%(ordinal)b::int[], %(event_id)b::uuid[], %(type)b::text[], %(topic)b::text[],
-    %(subject)b::text[], %(partition_key)b::text[], %(partition)b::smallint[], %(correlation_id)b::text[],
-    %(causation_id)b::uuid[], %(traceparent)b::text[], %(data_version)b::smallint[], %(data)b::text[],
-    %(student_id)b::uuid[], %(feed_number)b::int[])
-  as e(ordinal, event_id, type, topic, subject, partition_key, partition, correlation_id, causation_id, traceparent,
-       data_version, data, student_id, feed_number)
+  select * from unnest(%(event_id)b::uuid[], %(type)b::text[], %(topic)b::text[], %(subject)b::text[],
+    %(partition_key)b::text[], %(partition)b::smallint[], %(correlation_id)b::text[], %(causation_id)b::uuid[],
+    %(traceparent)b::text[], %(data_version)b::smallint[], %(data)b::text[], %(student_id)b::uuid[],
+    %(feed_number)b::int[]) with ordinality
+  as e(event_id, type, topic, subject, partition_key, partition, correlation_id, causation_id, traceparent,
+       data_version, data, student_id, feed_number, ordinal)
 ), heads as (
   insert into student_feed_heads as head (student_id, seq)
   select student_id, coalesce(max(feed_number), 0) from said where student_id is not null
@@ -65,63 +64,55 @@ def append(tx: Tx, events: Iterable[Event]) -> None:
     tx.flush = _write
 
 
-class _Said(NamedTuple):
-    """An event as APPEND_EVENTS takes it: field by field, a list of each."""
-
-    ordinal: int
-    event_id: UUID
-    type: str
-    topic: str
-    subject: str
-    partition_key: str
-    partition: int
-    correlation_id: str | None
-    causation_id: UUID | None
-    traceparent: str | None
-    data_version: int
-    data: str
-    student_id: UUID | None
-    feed_number: int | None
-
-
-def _trace(event: Event, trace: str) -> str:
-    return tracing.said(event.type, trace) if tracing.active() else child_traceparent(trace)
-
-
 async def _write(tx: Tx) -> None:
     events: list[Event] = tx.outgoing
     if not events:
         return
-    feed_numbers: Counter[str] = Counter()
-    rows: list[_Said] = []
-    for ordinal, (event_id, event) in enumerate(zip(new_ids(len(events)), events, strict=True)):
-        student, subject, correlation = event.student, event.subject, event.correlation_id
-        key = str(student or subject)
-        cause = tx.causes.get(correlation) if correlation else None
-        trace = cause.traceparent if cause else tx.trace
-        feed_numbers[key] += event.visible
-        rows.append(
-            _Said(
-                ordinal,
-                event_id,
-                event.type,
-                event.topic,
-                subject,
-                key,
-                partition_of(key),
-                correlation,
-                cause.event_id if cause else None,
-                _trace(event, trace) if trace else None,
-                event.version,
-                encode_data(event),
-                student,
-                feed_numbers[key] if event.visible else None,
-            )
-        )
-        tx.hint(key)
-        tx.hint(KIND + event.type)
-    columns = dict(zip(_Said._fields, map(list, zip(*rows, strict=True)), strict=True))
-    tx.xid = await tx.value(APPEND_EVENTS, {**columns, "source": tx.source, "now": tx.now})
+    ids = new_ids(len(events))
+    subjects = [event.subject for event in events]
+    students = [event.student for event in events]
+    keys = [uuid_text(student) if student else subject for student, subject in zip(students, subjects, strict=True)]
+    correlations = [event.correlation_id for event in events]
+    causes = [tx.causes.get(correlation) if correlation else None for correlation in correlations]
+    traces = [cause.traceparent if cause else tx.trace for cause in causes]
+    tx.hints.update(keys, {KIND + event.type for event in events})
+    tx.xid = await tx.value(
+        APPEND_EVENTS,
+        {
+            "event_id": ids,
+            "type": [event.type for event in events],
+            "topic": [event.topic for event in events],
+            "subject": subjects,
+            "partition_key": keys,
+            "partition": [partition_of(key) for key in keys],
+            "correlation_id": correlations,
+            "causation_id": [cause.event_id if cause else None for cause in causes],
+            "traceparent": [_trace(*each) for each in zip(events, ids, traces, strict=True)],
+            "data_version": [event.version for event in events],
+            "data": [encode_data(event) for event in events],
+            "student_id": students,
+            "feed_number": _feed_numbers(events, keys),
+            "source": tx.source,
+            "now": tx.now,
+        },
+    )
+
+
+def _trace(event: Event, event_id: UUID, trace: str | None) -> str | None:
+    """The trace context that an event carries: a child of what made somebody say it, if that had one."""
+    if trace is None:
+        return None
+    return tracing.said(event.type, trace) if tracing.active() else child_traceparent(trace, event_id)
+
+
+def _feed_numbers(events: Sequence[Event], keys: Sequence[str]) -> list[int | None]:
+    """The how manieth of its student's here each event is that the student may see."""
+    seen: Counter[str] = Counter()
+    numbers: list[int | None] = []
+    for event, key in zip(events, keys, strict=True):
+        seen[key] += event.visible
+        numbers.append(seen[key] if event.visible else None)
+    return numbers
 
 
 def partition_of(key: str) -> int:
