@@ -14,7 +14,7 @@ from caravan.eventlog import member, outbox, postgres_log
 from caravan.eventlog.consumer import Consumer
 from caravan.eventlog.subscription import Subscription
 from caravan.eventlog.workers import Worker
-from caravan.events import CourseUpdated, Event, PurchaseConfirmed
+from caravan.events import BY_TYPE, CourseUpdated, Event, PurchaseConfirmed
 from caravan.ids import new_id, new_ids
 
 NOTED = "select count(*), count(distinct event_id) from processed_events where consumer_group = 'notes'"
@@ -110,9 +110,9 @@ async def test_a_group_looks_again_where_somebody_spoke_meanwhile_and_only_there
     done: list[str] = []
     open_window = postgres_log.open_window
 
-    async def look(db: Database, cursor: postgres_log.Cursor) -> postgres_log.Cursor:
+    async def look(db: Database, cursor: postgres_log.Cursor, *heard: Sequence[str]) -> postgres_log.Cursor:
         done.append("look")
-        return await open_window(db, cursor)
+        return await open_window(db, cursor, *heard)
 
     async def hear(_tx: Tx, _events: Sequence[Event]) -> None:
         done.append("hear")
@@ -140,6 +140,48 @@ async def test_a_group_looks_again_where_somebody_spoke_meanwhile_and_only_there
         assert done[3:] == ["look", "hear", "look", "hear"]
         stop.set()
         await running
+
+
+async def test_who_only_takes_notes_comes_round_once_it_is_quiet(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(member, "POLL_SECONDS", 3600.0)
+    wake, stop, idle = Wake(db.url), asyncio.Event(), asyncio.Queue[None]()
+    db.on_hints = wake.send
+    consumer = a_consumer(db, wake=wake)
+    wait_for_work = consumer._wait_for_work  # pyright: ignore[reportPrivateUsage]
+
+    async def wait(stopped: asyncio.Task[object]) -> None:
+        idle.put_nowait(None)
+        await wait_for_work(stopped)
+
+    monkeypatch.setattr(consumer, "_wait_for_work", wait)
+    running = asyncio.create_task(consumer.run(stop))
+    async with asyncio.timeout(20):
+        await idle.get()
+        await say(db, 3)
+        await idle.get()
+        assert await noted(db) == (3, 3)
+        stop.set()
+        await running
+
+
+async def test_a_window_is_opened_only_over_what_concerns_its_group(db: Database) -> None:
+    consumer = a_consumer(db)
+    await consumer.enter()
+    assert await consumer.run_once() == 0
+    async with db.transaction("payment-service") as tx:
+        outbox.append(tx, [CourseUpdated(course_id=new_id(), changed=())])
+    [cursor] = consumer._cursors.values()  # pyright: ignore[reportPrivateUsage]
+    heard = await postgres_log.open_window(db, cursor, [PurchaseConfirmed.type], list(BY_TYPE))
+    assert heard.window_end is None
+    assert heard.window_start != cursor.window_start
+    anybody = await postgres_log.open_window(db, cursor)
+    assert anybody.window_end is not None
+    async with db.transaction() as tx:
+        await tx.execute(STRANGE)
+    strange = await postgres_log.open_window(db, cursor, [PurchaseConfirmed.type], list(BY_TYPE))
+    assert strange.window_end is not None
 
 
 async def test_kinds_are_told_however_many_students_had_news(db: Database) -> None:

@@ -275,7 +275,7 @@ class Member(ABC):
                 return
 
     async def _wait_for_work(self, stopped: asyncio.Task[object]) -> None:
-        """For news, at most until the next poll. Who only takes notes is in nobody's way: it waits on until it is quiet."""
+        """For news, at most until the next poll. Who only takes notes waits on until it is quiet, in nobody's way."""
         poll_at = asyncio.get_running_loop().time() + POLL_SECONDS
         await self._wait_for_news(stopped, POLL_SECONDS)
         while self.subscription.notes_only and self._woken.is_set() and not stopped.done():
@@ -284,10 +284,10 @@ class Member(ABC):
             if left > 0:
                 await self._wait_for_news(stopped, min(left, QUIET_SECONDS))
 
-    async def _wait_for_news(self, stopped: asyncio.Task[object], timeout: float) -> None:
+    async def _wait_for_news(self, stopped: asyncio.Task[object], seconds: float) -> None:
         woken = asyncio.create_task(self._woken.wait())
         try:
-            await asyncio.wait({woken, stopped}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({woken, stopped}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:
             woken.cancel()
 

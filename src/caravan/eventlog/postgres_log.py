@@ -58,11 +58,11 @@ class Fenced(Exception):
 
 SNAPSHOT = "select pg_current_snapshot()::text"
 
-# The end of a window, and the ids between which those of its events lie that concern a cursor's group: through the index
-# on xid, from the start's xmax to the end's, plus what was in progress at the start. What a statement sees is what its
-# snapshot shows. Statistics do not survive a crash: when these begin tells one life of the server from the next. The last
-# column is null, as no transaction that had written may ask; it also keeps the planner from parallel workers, which take
-# 10 ms to start.
+# The end of a window, and the ids between which its events lie, of those that concern a cursor's group: through the
+# index on xid, from the start's xmax to the end's, plus what was in progress at the start. What a statement sees is
+# what its snapshot shows. Statistics do not survive a crash: when these begin tells one life of the server from the
+# next. The last column is null, as no transaction that had written may ask; it also keeps the planner from parallel
+# workers, which take 10 ms to start.
 FIND_WINDOW = """
 select pg_current_snapshot()::text, (select stats_reset from pg_stat_bgwriter), min(id), max(id),
   pg_current_xact_id_if_assigned()
