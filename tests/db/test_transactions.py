@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
+from typing import Any
 
 import psycopg
 import pytest
@@ -187,4 +189,23 @@ async def test_a_savepoint_that_cannot_be_undone_raises_what_failed_first(things
             await tx.execute("insert into things values (1)")
             await tx.connection.close()
             raise ZeroDivisionError
+    assert await count(things) == 0
+
+
+async def test_what_a_savepoint_could_not_undo_is_never_committed(things: Database) -> None:
+    """The rollback to it fails though the connection lives, and its caller goes on after what failed first."""
+    with pytest.raises(psycopg.OperationalError):
+        async with things.transaction() as tx:
+            execute = tx.connection.execute
+
+            async def refuse(query: Any, *args: Any, **options: Any) -> Any:
+                if query == "rollback to savepoint part":
+                    raise psycopg.OperationalError("no answer came")
+                return await execute(query, *args, **options)
+
+            tx.connection.execute = refuse
+            with suppress(ZeroDivisionError):
+                async with tx.savepoint():
+                    await tx.execute("insert into things values (1)")
+                    raise ZeroDivisionError
     assert await count(things) == 0

@@ -132,8 +132,14 @@ class Tx:
             yield
         except BaseException:
             del self.outgoing[said:]
-            with suppress(psycopg.Error):  # what failed first decides what happens next
-                await self.connection.execute("rollback to savepoint part")
+            undone = False
+            try:
+                with suppress(Exception):  # what failed first decides what happens next
+                    await self.connection.execute("rollback to savepoint part")
+                    undone = True
+            finally:
+                if not undone:  # whoever goes on after that error must not commit half of the part
+                    await self.connection.close()
             raise
         finally:
             if self.connection.pgconn.transaction_status == psycopg.pq.TransactionStatus.INTRANS:
