@@ -44,6 +44,8 @@ class Reason(StrEnum):
     TRAINER_CONFLICT = "TRAINER_CONFLICT"
     TRAINER_LEFT = "TRAINER_LEFT"
     OPERATOR_HOLD = "OPERATOR_HOLD"
+    STAGE_PAUSED = "STAGE_PAUSED"
+    START_PASSED = "START_PASSED"
 
 
 @dataclass(frozen=True, slots=True)

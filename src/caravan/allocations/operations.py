@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Literal
 from uuid import UUID
 
 import structlog
 
-from caravan import bookings, calendar, deliveries
+from caravan import bookings, calendar, deliveries, pauses
 from caravan.allocations import store
 from caravan.allocations.matching import Need, Pick, assign, rank
 from caravan.allocations.plan import Plan, Slot, State, make_plan
@@ -37,6 +37,7 @@ from caravan.errors import Conflict, NotFound
 from caravan.eventlog import outbox
 from caravan.events import TrainerAllocated
 from caravan.ids import new_ids
+from caravan.pauses import Kept
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -45,6 +46,8 @@ NOTICE = timedelta(hours=12)
 
 APART = timedelta(hours=12)
 """No two sessions of a purchase begin sooner after one another, as the calendar has it."""
+
+LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 
 SEARCHES_MAX = 12
 """How often one pass asks for everybody anew, where others took all that it was given."""
@@ -123,8 +126,9 @@ async def settle_allocations(
     """Give each purchase exactly the trainer's time that it is owed; what happened, by purchase.
 
     Ended purchases give their time back, refunded sessions and the time of trainers who left too. What is missing is
-    booked in full with one trainer, or not at all; then the purchase waits with a reason. Purchases are served in the
-    order of their waiting. `only` allows one trainer (an operator's choice).
+    booked in full with one trainer, or not at all; then the purchase waits with a reason. The nearest start is served
+    first. Where operators have paused this, time is given back and none is taken. `only` allows one trainer (an
+    operator's choice).
     """
     await bookings.lock_purchases(tx, purchase_ids)
     states = await store.list_states(tx, purchase_ids)
@@ -137,7 +141,8 @@ async def settle_allocations(
         if not state.held:
             cases.append(_Case(state, make_plan(state, slots.get(state.purchase_id, [])), outcome))
     await _give_back(tx, cases)
-    await _book_wanted(tx, [case for case in cases if case.plan.wanted], notice, only)
+    await _keep_paused(tx, [case for case in cases if case.plan.wanted and case.state.pause_id])
+    await _book_wanted(tx, [case for case in cases if case.plan.wanted and not case.state.pause_id], notice, only)
     await _unblock(tx, [c.state for c in cases if (c.state.reason or c.plan.left) and c.outcome.reason is None])
     return settled
 
@@ -180,7 +185,7 @@ async def _give_back(tx: Tx, cases: Sequence[_Case]) -> None:
             if case.state.allocation_status == "waiting" and not case.plan.wanted and not case.plan.over
         ],
     )
-    left = [case.state for case in cases if case.plan.left]
+    left = [case.state for case in cases if case.plan.left and not case.state.pause_id]
     await deliveries.open_deliveries(
         tx, [case.state.payment_id for case in cases if case.plan.wanted and not case.state.registered]
     )
@@ -202,15 +207,27 @@ def _next_status(state: State, plan: Plan) -> str | None:
     return state.allocation_status
 
 
+async def _keep_paused(tx: Tx, cases: Sequence[_Case]) -> None:
+    """Operators have stopped the taking of time: it waits, and nothing is decided about it."""
+    kept: list[Kept] = []
+    for case in cases:
+        state, outcome = case.state, case.outcome
+        assert state.pause_id
+        outcome.action, outcome.reason = "waiting", Reason.STAGE_PAUSED
+        kept.append(Kept(state.payment_id, state.stage, state.pause_id))
+    await pauses.keep(tx, Stage.PURCHASED, kept)
+
+
 async def _book_wanted(tx: Tx, cases: Sequence[_Case], notice: timedelta, only: UUID | None) -> None:
     """Find a trainer for all that is wanted of each, or let it wait; an allocation row and a reason tell which."""
     if not cases:
         return
     holidays = await list_holidays(tx)
     for case in cases:
-        _ask(case, tx.now + notice, holidays)
+        _ask(case, tx.now, notice, holidays)
     await _book(tx, cases, only)
-    changed = await store.upsert_allocations(tx, [_decide(tx, case) for case in cases])
+    decided = [case for case in cases if not (case.refusal and case.refusal.reason is Reason.START_PASSED)]
+    changed = await store.upsert_allocations(tx, [_decide(tx, case) for case in decided])
     blocks: list[Block] = []
     for case in cases:
         state, outcome = case.state, case.outcome
@@ -225,19 +242,38 @@ async def _book_wanted(tx: Tx, cases: Sequence[_Case], notice: timedelta, only: 
     _announce(tx, [case for case in cases if case.booking_id])
 
 
-def _ask(case: _Case, not_before: datetime, holidays: Collection[date]) -> None:
+def _ask(case: _Case, now: datetime, notice: timedelta, holidays: Collection[date]) -> None:
     """Say when the wanted sessions are to be held, or why that can't be said."""
     state = case.state
     if state.learning_mode == "home" and not state.located:
         case.refusal = _Refusal(Reason.STUDENT_LOCATION_MISSING, {})
         return
     try:
-        starts = _next_starts(state, case.plan, not_before, holidays)
+        starts = _next_starts(state, case.plan, now + notice, holidays)
     except InvalidSchedule as error:
         case.refusal = _Refusal(Reason.INVALID_SCHEDULE, {"problem": error.detail})
         return
+    if _late_for(case, now, notice, holidays):
+        proposed = calendar.local_date(starts[0], state.timezone)
+        case.refusal = _Refusal(Reason.START_PASSED, {"start": str(state.start_date), "next": str(proposed)})
+        return
     current = state.trainer_id if case.make_up else None
     case.need = Need(state.purchase_id, state.student_id, Series(tuple(starts), state.minutes), current)
+
+
+def _late_for(case: _Case, now: datetime, notice: timedelta, holidays: Collection[date]) -> bool:
+    """Whether the start that was chosen has passed because we were late: a pause, a hold, workers that were off.
+
+    Who waits for something else (a trainer, a place) rolls on by the day, and so does money that came too late.
+    """
+    state = case.state
+    if state.numbered or case.plan.kept or case.plan.left:
+        return False
+    kept = state.reason in (Reason.STAGE_PAUSED, Reason.START_PASSED)
+    if state.waits and not kept:
+        return False
+    (chosen,) = calendar.session_starts(state.pattern, state.start_date, 1, not_before=LONG_AGO, holidays=holidays)
+    return chosen < now + notice and (kept or chosen >= state.captured_at + notice)
 
 
 def _next_starts(state: State, plan: Plan, not_before: datetime, holidays: Collection[date]) -> list[datetime]:

@@ -38,6 +38,8 @@ class State(msgspec.Struct, frozen=True):
     held: bool
     reason: str | None
     waiting_since: datetime | None
+    pause_id: UUID | None
+    captured_at: datetime
     allocation_id: UUID | None
     allocation_status: str | None
     trainer_id: UUID | None

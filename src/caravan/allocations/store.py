@@ -18,7 +18,11 @@ select pu.id as purchase_id, pu.payment_id, pu.student_id, pu.course_id, pu.purc
   least(pu.purchase_tier, greatest(pu.refunded_sessions, r.sessions))::int as refunded, r.seqs as refunded_seqs,
   pu.is_active and p.status <> 'refunded' as active, pu.session_minutes as minutes, pu.weekdays, pu.learning_mode,
   pu.timezone, pu.slot_start, pu.start_date, coalesce(s.latitude is not null, false) as located,
-  u.payment_id is not null as registered, coalesce(u.held, false) as held, u.reason, u.since as waiting_since,
+  u.payment_id is not null as registered, coalesce(u.held, false) as held,
+  case when u.reason = 'STAGE_PAUSED' and u.detail ->> 'stage' = 'allocated' then null else u.reason end as reason,
+  u.since as waiting_since,
+  case when (select exists (select from pauses)) then paused_by('purchased', pu.course_id, pu.student_id) end
+    as pause_id, p.captured_at,
   a.id as allocation_id, a.status as allocation_status, a.trainer_id, tr.active as trainer_active,
   exists (select from bookings b where b.id = a.booking_id and b.live) as allocation_booked,
   exists (select from bookings b where b.purchase_id = pu.id and b.live) as booked, t.numbered, t.done
@@ -36,12 +40,12 @@ cross join lateral (
   select count(*) as numbered, count(*) filter (where status in ('completed', 'student_absent')) as done
   from tutoring_sessions where purchase_id = pu.id) t
 where pu.id = any(%(purchase_ids)b::uuid[])
-order by u.since, pu.id
+order by pu.start_date, u.since, pu.id
 """
 
 
 async def list_states(tx: Tx, purchase_ids: Sequence[UUID]) -> list[State]:
-    """The purchases that exist, the longest waiting first."""
+    """The purchases that exist, the nearest start first, then the longest waiting."""
     return await tx.all(LIST_STATES, {"purchase_ids": list(purchase_ids)}, into=State)
 
 

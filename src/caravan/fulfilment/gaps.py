@@ -51,7 +51,7 @@ HOP_OF_STAGE: dict[Stage, Hop] = {hop.stage: hop for hop in HOPS}
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """An effect that is missing without a stored reason. `sql` yields payment_id and since, oldest first."""
+    """An effect that is missing without a stored reason. `sql` yields payment_id and since, the nearest start first."""
 
     name: str
     stage: Stage
@@ -63,10 +63,10 @@ class Gap:
 # Captured, registered, no purchase.
 FIND_PURCHASE_MISSING = """
 select u.payment_id, u.since
-from undelivered u
+from undelivered u join payments p on p.id = u.payment_id join checkouts c on c.id = p.checkout_id
 where u.reason is null and u.since <= %(before)s
   and not exists (select from student_course_purchases pu where pu.payment_id = u.payment_id)
-order by u.since limit %(limit)s
+order by c.start_date, u.since limit %(limit)s
 """
 
 # Purchased, but no trainer's time is taken for it.
@@ -76,7 +76,7 @@ from undelivered u join student_course_purchases pu on pu.payment_id = u.payment
 where u.reason is null and u.since <= %(before)s and pu.created_at <= %(before)s and pu.is_active
   and not exists (select from trainer_allocations a
                   where a.purchase_id = pu.id and a.status in ('approved', 'completed'))
-order by u.since limit %(limit)s
+order by pu.start_date, u.since limit %(limit)s
 """
 
 # A trainer is allocated, but not one session stands in the calendar.
@@ -87,7 +87,7 @@ join student_course_purchases pu on pu.payment_id = u.payment_id and pu.is_activ
 join trainer_allocations a on a.purchase_id = pu.id and a.status = 'approved'
 where u.reason is null and u.since <= %(before)s and a.updated_at <= %(before)s
   and not exists (select from tutoring_sessions t where t.purchase_id = pu.id)
-order by u.since limit %(limit)s
+order by pu.start_date, u.since limit %(limit)s
 """
 
 # Scheduled once, but sessions are owed.
@@ -107,7 +107,7 @@ GAPS: tuple[Gap, ...] = (
 
 
 async def list_gap(tx: Tx, gap: Gap, *, limit: int, leeway: timedelta | None = None) -> list[UUID]:
-    """Payments in this gap for longer than its leeway (or the given one), oldest first."""
+    """Payments in this gap for longer than its leeway (or the given one): the nearest start first, then the oldest."""
     before = tx.now - (gap.leeway if leeway is None else leeway)
     return [payment_id for payment_id, _since in await tx.tuples(gap.sql, {"before": before, "limit": limit})]
 

@@ -21,9 +21,9 @@ from uuid import UUID
 import psycopg
 import structlog
 
-from caravan import deliveries
+from caravan import deliveries, pauses
 from caravan.db import Database, Tx
-from caravan.deliveries import Reason
+from caravan.deliveries import Reason, Stage
 from caravan.errors import is_transient
 from caravan.eventlog import retention, workers
 from caravan.eventlog.consumer import describe
@@ -42,6 +42,7 @@ STOP_SECONDS = 2.0
 GAP_PAYMENTS_MAX = 100
 REGISTER_PAGE = 500
 RECHECK_PAYMENTS_MAX = 100
+RESUMED_PAYMENTS_MAX, RESUMED_PAGES_MAX = 200, 10
 WEBHOOK_PAYMENTS_MAX = 100
 FAILED_AGAIN_SECONDS = 60.0  # a payment whose step failed is let be for that long, so that others have their turn
 BEGINNING = UUID(int=0)
@@ -88,6 +89,7 @@ class Reconciler:
         each_turn, minute, hour = timedelta(0), timedelta(minutes=1), timedelta(hours=1)
         self.tasks: tuple[Task, ...] = (
             *(Task(gap.name, each_turn, lambda gap=gap: self._close_gap(gap)) for gap in GAPS),
+            Task("resumed", each_turn, self._go_on_after_pauses),
             Task("register", each_turn, self._compare_register),
             Task("webhooks", each_turn, self._in_transaction("webhooks", _apply_webhooks)),
             Task("waiting", minute, self._recheck_waiting),
@@ -179,6 +181,21 @@ class Reconciler:
             return await list_gap(tx, gap, limit=GAP_PAYMENTS_MAX + len(self._later))
 
         return await self._step(gap.name, gap.step, await self._locked(gap.name, find))
+
+    async def _go_on_after_pauses(self) -> int:
+        """What waited for a pause that is over, the nearest start first."""
+
+        async def find(tx: Tx) -> list[tuple[UUID, Stage]]:
+            return await pauses.list_resumed(tx, RESUMED_PAYMENTS_MAX + len(self._later))
+
+        done = 0
+        for _page in range(RESUMED_PAGES_MAX):
+            found = await self._locked("resumed", find)
+            for stage, step in STEP_AFTER_PAUSE.items():
+                done += await self._step("resumed", step, [payment for payment, at in found if at is stage])
+            if len(found) < RESUMED_PAYMENTS_MAX:
+                break
+        return done
 
     async def _compare_register(self) -> int:
         """One page further along all payments: what the register forgot, and what it kept for nothing."""
@@ -287,6 +304,13 @@ class Reconciler:
                 if not is_transient(error):
                     raise
 
+
+# What happens first to a payment that a pause of its stage has kept.
+STEP_AFTER_PAUSE: dict[Stage, Step] = {
+    Stage.PAID: Step.CREATE_PURCHASE,
+    Stage.PURCHASED: Step.ALLOCATE_TRAINER,
+    Stage.ALLOCATED: Step.SCHEDULE_SESSIONS,
+}
 
 # Reasons that may go away without an event that we heard. The others are an operator's decision.
 RECHECKED: tuple[Reason, ...] = (

@@ -17,6 +17,8 @@ REASONS: Final[dict[str, str]] = {
     "TRAINER_CONFLICT": "The trainer's time was taken by somebody else.",
     "TRAINER_LEFT": "The trainer left, and no other one is free for all that is to come.",
     "OPERATOR_HOLD": "An operator put it on hold.",
+    "STAGE_PAUSED": "Operators have paused this stage; it goes on by itself when they resume it.",
+    "START_PASSED": "The start that was chosen has passed while it was kept; somebody has to agree to a later one.",
     "WEBHOOK_NOT_RECEIVED": "The provider has not said whether it was paid.",
     "WEBHOOK_NOT_APPLIED": "The provider's word is stored, but has had no effect yet.",
     "NOT_REGISTERED": "The register of undelivered money does not fit what the tables say.",

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import structlog
 
-from caravan import calendar, deliveries
+from caravan import calendar, deliveries, pauses
 from caravan.calendar import InvalidSlot, Pattern
 from caravan.catalog import list_holidays
 from caravan.db import Tx
@@ -19,6 +19,7 @@ from caravan.deliveries import Block, Reason, Stage
 from caravan.errors import Conflict, NotFound
 from caravan.eventlog import outbox
 from caravan.events import CourseAccessGranted, Event, PurchaseCreated
+from caravan.pauses import Kept
 from caravan.purchases import store
 from caravan.purchases.terms import Paid, Terms, Wait, known_mode, known_slot, known_start, known_tier, read_terms
 
@@ -69,9 +70,15 @@ async def create_purchases(tx: Tx, payment_ids: Sequence[UUID]) -> Created:
     holidays = await list_holidays(tx)
     sold: list[tuple[Paid, Terms]] = []
     blocks: list[Block] = []
+    kept: list[Kept] = []
     for paid in payments:
         skip = _skip(paid)
-        verdict = skip or _stop(paid) or read_terms(paid, tx.now, holidays)
+        verdict = skip or _stop(paid)
+        if verdict is None and paid.pause_id:
+            done.waiting[paid.payment_id] = Reason.STAGE_PAUSED
+            kept.append(Kept(paid.payment_id, Stage.PAID, paid.pause_id))
+            continue
+        verdict = verdict or read_terms(paid, tx.now, holidays)
         if isinstance(verdict, Terms):
             sold.append((paid, verdict))
         elif isinstance(verdict, Wait):
@@ -90,6 +97,7 @@ async def create_purchases(tx: Tx, payment_ids: Sequence[UUID]) -> Created:
     )
     await deliveries.name_courses(tx, [paid.payment_id for paid, _ in new if not paid.course_sold])
     await deliveries.block(tx, blocks)
+    await pauses.keep(tx, Stage.PAID, kept)
     await deliveries.unblock(tx, [paid.payment_id for paid, _ in new if paid.reason], Stage.PAID)
     _announce(tx, [(paid, terms, done.created[paid.payment_id]) for paid, terms in new])
     return done

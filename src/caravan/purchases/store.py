@@ -35,6 +35,7 @@ select p.id as payment_id, p.status, p.captured_at is not null as captured, p.st
   coalesce(c.weekdays, k.weekdays) as weekdays, c.learning_mode, c.group_size,
   coalesce(c.timezone, s.timezone) as timezone, c.slot_start, c.start_date,
   pu.id as purchase_id, u.payment_id is not null as registered, u.reason, coalesce(u.held, false) as held,
+  case when (select exists (select from pauses)) then paused_by('paid', named.course_id, p.student_id) end as pause_id,
   s.id is not null as student_known, k.id is not null as course_known, k.learning_modes as course_modes
 from payments p
 join checkouts c on c.id = p.checkout_id

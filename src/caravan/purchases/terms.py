@@ -46,6 +46,7 @@ class Paid(msgspec.Struct, frozen=True):
     registered: bool
     reason: str | None
     held: bool
+    pause_id: UUID | None
     student_known: bool
     course_known: bool
     course_modes: list[str] | None

@@ -9,11 +9,13 @@ from uuid import UUID
 
 import structlog
 
-from caravan import bookings, deliveries
+from caravan import bookings, deliveries, pauses
 from caravan.db import Tx
+from caravan.deliveries import Stage
 from caravan.errors import Conflict, NotFound
 from caravan.eventlog import outbox
 from caravan.events import SessionChanged, SessionsScheduled
+from caravan.pauses import Kept
 from caravan.sessions import store
 from caravan.sessions.store import Account
 
@@ -57,10 +59,15 @@ class Synced:
     owed: dict[UUID, int] = field(default_factory=dict[UUID, int])
     """How many sessions are still to be booked; 0 is delivered. Ended purchases owe none."""
     held: set[UUID] = field(default_factory=set[UUID])
+    paused: set[UUID] = field(default_factory=set[UUID])
+    """Those whose booked time has no sessions yet, because operators have stopped that."""
 
 
 async def sync_sessions(tx: Tx, purchase_ids: Sequence[UUID]) -> Synced:
-    """Cancel sessions whose time was given back, number booked time that has none, and tell delivered from owed."""
+    """Cancel sessions whose time was given back, number booked time that has none, and tell delivered from owed.
+
+    Where operators have paused this, nothing is numbered: it waits.
+    """
     done = Synced()
     await bookings.lock_purchases(tx, purchase_ids)
     accounts = await store.list_accounts(tx, purchase_ids)
@@ -71,11 +78,16 @@ async def sync_sessions(tx: Tx, purchase_ids: Sequence[UUID]) -> Synced:
     done.owed = {
         a.purchase_id: a.owed + len(done.cancelled.get(a.purchase_id, ())) if a.active else 0 for a in accounts
     }
-    scheduled = await store.insert_sessions(tx, {key: owed for key, owed in done.owed.items() if owed > 0})
+    owing = {key: owed for key, owed in done.owed.items() if owed > 0}
+    paused = [by_id[key] for key in owing if by_id[key].pause_id]
+    scheduled = await store.insert_sessions(
+        tx, {key: owed for key, owed in owing.items() if not by_id[key].pause_id} if paused else owing
+    )
     for new in scheduled:
         done.scheduled[new.purchase_id] = new.count
         done.owed[new.purchase_id] -= new.count
     await _register(tx, accounts, done.owed)
+    await _wait_for_pauses(tx, done, accounts, paused)
     outbox.append(
         tx,
         [
@@ -105,6 +117,21 @@ async def _register(tx: Tx, accounts: Sequence[Account], owed: dict[UUID, int]) 
     """Delivered money leaves the register; money that owes sessions is in it. Why it waits, allocations will say."""
     await deliveries.close_deliveries(tx, [a.payment_id for a in accounts if owed[a.purchase_id] <= 0])
     await deliveries.open_deliveries(tx, [a.payment_id for a in accounts if owed[a.purchase_id] > 0])
+
+
+async def _wait_for_pauses(tx: Tx, done: Synced, accounts: Sequence[Account], paused: Sequence[Account]) -> None:
+    """What a pause keeps from being numbered waits; what one kept before goes on."""
+    if paused:
+        done.paused = await store.list_unnumbered(tx, [account.purchase_id for account in paused])
+        kept = [
+            Kept(account.payment_id, account.stage, account.pause_id)
+            for account in paused
+            if account.purchase_id in done.paused and account.pause_id
+        ]
+        await pauses.keep(tx, Stage.ALLOCATED, kept)
+    over = [a for a in accounts if a.paused_before and a.purchase_id not in done.paused]
+    for stage in (Stage.ALLOCATED, Stage.SCHEDULED):
+        await deliveries.unblock(tx, [account.payment_id for account in over if account.stage == stage], stage)
 
 
 def _names(account: Account) -> dict[str, UUID]:

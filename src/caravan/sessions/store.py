@@ -10,6 +10,7 @@ from uuid import UUID
 import msgspec
 
 from caravan.db import Tx
+from caravan.deliveries import Stage
 
 
 class Account(msgspec.Struct, frozen=True):
@@ -24,16 +25,27 @@ class Account(msgspec.Struct, frozen=True):
     course_id: UUID
     active: bool
     held: bool
+    pause_id: UUID | None
+    paused_before: bool
+    numbered: bool
     scheduled: int
     owed: int
     excess: int
+
+    @property
+    def stage(self) -> Stage:
+        """Of one that is not delivered: where it is on the road."""
+        return Stage.SCHEDULED if self.numbered else Stage.ALLOCATED
 
 
 # Refunds are read from where they are decided, so it does not matter whether the purchase has heard of them already.
 LIST_ACCOUNTS = """
 select pu.id as purchase_id, pu.payment_id, pu.student_id, pu.course_id,
   pu.is_active and p.status <> 'refunded' as active,
-  coalesce(u.held, false) as held, t.scheduled::int,
+  coalesce(u.held, false) as held,
+  coalesce(u.reason = 'STAGE_PAUSED' and u.detail ->> 'stage' = 'allocated', false) as paused_before,
+  case when (select exists (select from pauses)) then paused_by('allocated', pu.course_id, pu.student_id) end
+    as pause_id, t.numbered > 0 as numbered, t.scheduled::int,
   (pu.purchase_tier - t.done - t.scheduled - gone.refunded)::int as owed,
   (t.done + gone.refunded - pu.purchase_tier)::int as excess
 from student_course_purchases pu
@@ -43,7 +55,7 @@ cross join lateral (
   select least(pu.purchase_tier, greatest(pu.refunded_sessions, coalesce(sum(sessions), 0))) as refunded
   from refunds where payment_id = pu.payment_id) gone
 cross join lateral (
-  select count(*) filter (where status = 'scheduled') as scheduled,
+  select count(*) as numbered, count(*) filter (where status = 'scheduled') as scheduled,
     count(*) filter (where status in ('completed', 'student_absent')) as done
   from tutoring_sessions where purchase_id = pu.id) t
 where pu.id = any(%(purchase_ids)b::uuid[])
@@ -73,6 +85,19 @@ async def cancel_sessions(tx: Tx, purchase_ids: Sequence[UUID]) -> dict[UUID, li
     if not purchase_ids:
         return {}
     return dict(await tx.tuples(CANCEL_SESSIONS, {"purchase_ids": list(purchase_ids)}))
+
+
+# Those of some purchases that have booked time to come without a session.
+LIST_UNNUMBERED = """
+select distinct b.purchase_id from bookings b cross join lateral unnest(b.starts) slot
+where b.purchase_id = any(%(purchase_ids)b::uuid[]) and b.live and slot > %(now)s
+  and not exists (select from tutoring_sessions t
+                  where t.purchase_id = b.purchase_id and t.booking_id = b.id and t.starts_at = slot)
+"""
+
+
+async def list_unnumbered(tx: Tx, purchase_ids: Sequence[UUID]) -> set[UUID]:
+    return set(await tx.values(LIST_UNNUMBERED, {"purchase_ids": list(purchase_ids), "now": tx.now}))
 
 
 class Scheduled(msgspec.Struct, frozen=True):

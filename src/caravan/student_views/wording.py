@@ -39,6 +39,10 @@ REASONS: Final[dict[Reason, str]] = {
     Reason.TRAINER_CONFLICT: "The trainer's time was taken in the meantime. We are looking for another trainer.",
     Reason.TRAINER_LEFT: "The trainer can't go on with this course. We are looking for another one.",
     Reason.OPERATOR_HOLD: "Our team has paused this order and will be in touch.",
+    Reason.STAGE_PAUSED: (
+        "Our team is mending something, so this step rests for a while. It goes on by itself; your payment is safe."
+    ),
+    Reason.START_PASSED: "The day on which this was to begin has passed. We will agree on a new start with you.",
 }
 COMFORT: Final = "This takes longer than usual. Your payment is safe, and you needn't do anything or pay again."
 
