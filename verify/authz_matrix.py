@@ -36,6 +36,12 @@ BODIES: dict[str, dict[str, Any]] = {
     "PATCH /api/v1/admin/purchases/{purchase_id}": {**SLOT, **NOTE},
     "POST /api/v1/admin/purchases/{purchase_id}/sessions/{seq}": {"status": "completed", **NOTE},
     "POST /api/v1/admin/allocations/auto-assign": {"purchaseId": "{purchase_id}", **NOTE},
+    "POST /api/v1/admin/pauses": {"stage": "allocated", "courseId": "{course_id}", **NOTE},
+    "POST /api/v1/admin/pauses/resume": {"stage": "allocated", "courseId": "{course_id}", **NOTE},
+    "POST /api/v1/admin/repairs": {"reason": "STAGE_PAUSED", **NOTE},
+    "POST /api/v1/admin/unclaimed/dealt-with": {"provider": "sandbox", "eventId": "msg_nothing", **NOTE},
+    "POST /admin/pauses": {"stage": "allocated", "city": "Pune", **NOTE},
+    "POST /admin/pauses/resume": {"stage": "allocated", "city": "Pune", **NOTE},
     "POST /api/v1/admin/trainers/{trainer_id}/absences": {
         "startsAt": "2027-01-01T00:00:00Z", "endsAt": "2027-01-02T00:00:00Z", **NOTE,
     },

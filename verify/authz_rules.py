@@ -90,12 +90,12 @@ async def _state(db: Database) -> dict[str, str]:
 
 # ------------------------------------------------------------------ commands
 
-# What a command is: it runs the platform itself (not tried here), it reads, or it writes (with one audit row). A new
-# command has to be entered, and `{names}` stand for things that are there.
-PROCESSES = frozenset({"up", "serve", "demo", "migrate"})
+# What a command is: it concerns the platform or its database as a whole (not tried here), it reads, or it writes (with
+# one audit row). A new command has to be entered, and `{names}` stand for things that are there.
+PROCESSES = frozenset({"up", "serve", "demo", "migrate", "backup", "restore"})
 READS: dict[str, str] = {
     "doctor": "", "workers": "", "lag": "", "dead-letters list": "--all", "dead-letters show": "{dead_letter_id}",
-    "diagnose": "--payment {payment_id}", "clear-cache": "{student_id}",
+    "diagnose": "--payment {payment_id}", "clear-cache": "{student_id}", "pauses": "",
 }  # fmt: skip
 WRITES: dict[str, str] = {
     "repair": "--payment {payment_id}",
@@ -105,6 +105,11 @@ WRITES: dict[str, str] = {
     "dead-letters replay": "{dead_letter_id}",
     "dead-letters discard": "{dead_letter_id} --note why",
     "failover": "postgres-log --note why",
+    "pause": "allocated --course {course_id} --note why",
+    "resume": "allocated --course {course_id} --note why",
+    "confirm-start": "{payment_id} --note why",
+    "refill": "",
+    "dealt-with": "sandbox msg_nothing --note why",
 }
 EXIT_FINE = (0, 6)
 

@@ -73,6 +73,8 @@ class Settings(BaseSettings):
     demo: bool = False
     sandbox_webhook_secret: str | None = Field(default=None, repr=False)  # None: the sandbox provider is off
 
+    sandbox_books: Path | None = None  # where the sandbox remembers what it took; `up` keeps them in the data folder
+
     notice_hours: int = Field(default=12, ge=0, le=24 * 30)
     start_horizon_days: int = Field(default=90, ge=1, le=730)
     coin_value_cents: int = Field(default=100, ge=1, le=1_000_000)

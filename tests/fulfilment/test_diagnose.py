@@ -180,6 +180,7 @@ async def test_every_business_reason_is_told_with_its_button(db: Database, reaso
         "STUDENT_NOT_FOUND": "refund",
         "COURSE_NOT_FOUND": "refund",
         "STUDENT_LOCATION_MISSING": "enter-location",
+        "STAGE_PAUSED": "resume",
     }
     assert finding.action.name == expected.get(reason, "repair")
 

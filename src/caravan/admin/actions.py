@@ -110,7 +110,7 @@ class _Change:
 
 
 @asynccontextmanager
-async def _audited(
+async def audited(
     tx: Tx,
     actor: Actor,
     action: str,
@@ -150,7 +150,7 @@ async def repair(
 ) -> Repaired:
     """The one safe next step. Raises what fulfilment.repair does."""
     note = require_note(note)
-    async with _audited(tx, actor, "repair", payment_id, note) as change:
+    async with audited(tx, actor, "repair", payment_id, note) as change:
         done = await repairs.repair(
             tx, payment_id, by=actor.name, note=note, subscriptions=subscriptions, notice=notice
         )
@@ -174,7 +174,7 @@ async def refund(
     for money that came twice. `refund_id`: made once per request, see payments. Raises what payments.refunds does."""
     note = require_note(note)
     asked = {"amountCents": amount_cents, "sessions": sessions, "asCoins": as_coins is not None}
-    async with _audited(tx, actor, "refund", payment_id, note, asked=asked):
+    async with audited(tx, actor, "refund", payment_id, note, asked=asked):
         if as_coins is not None:
             return await refunds.refund_as_coins(tx, payment_id, coin_value_cents=as_coins, note=note)
         return await refunds.refund_by_operator(
@@ -185,14 +185,14 @@ async def refund(
 async def accept(tx: Tx, actor: Actor, payment_id: UUID, note: str | None) -> None:
     """Another amount than asked for will do. Raises NothingToAccept."""
     note = require_note(note)
-    async with _audited(tx, actor, "accept", payment_id, note):
+    async with audited(tx, actor, "accept", payment_id, note):
         await captures.accept_amount(tx, payment_id)
 
 
 async def hold(tx: Tx, actor: Actor, payment_id: UUID, note: str | None) -> None:
     """Stop everything that would move this payment. Raises NothingToHold, AlreadyHeld."""
     note = require_note(note)
-    async with _audited(tx, actor, "hold", payment_id, note) as change:
+    async with audited(tx, actor, "hold", payment_id, note) as change:
         if change.facts.held:
             raise AlreadyHeld
         # The register may not have heard yet of a refund that left nothing to hold.
@@ -204,7 +204,7 @@ async def hold(tx: Tx, actor: Actor, payment_id: UUID, note: str | None) -> None
 async def release(tx: Tx, actor: Actor, payment_id: UUID, note: str | None, *, notice: timedelta) -> None:
     """Let it go on, with the next step at once: what it waited for before is found again. Raises NotHeld."""
     note = require_note(note)
-    async with _audited(tx, actor, "release", payment_id, note) as change:
+    async with audited(tx, actor, "release", payment_id, note) as change:
         stage = change.facts.stage
         if stage is None or not await deliveries.release_hold(tx, payment_id, Stage(stage)):
             raise NotHeld
@@ -225,7 +225,7 @@ async def mend_payment(
     """Say what an imported payment didn't, and go on with it. Raises TermsKnown, InvalidSlot."""
     note = require_note(note)
     asked = {"sessionCount": session_count, "timeSlot": time_slot, "startDate": start_date}
-    async with _audited(tx, actor, "mend payment", payment_id, note, asked=asked):
+    async with audited(tx, actor, "mend payment", payment_id, note, asked=asked):
         await purchases.mend_terms(tx, payment_id, sessions=session_count, time_slot=time_slot, start_date=start_date)
 
 
@@ -235,7 +235,7 @@ async def enter_location(
     """Where the student's home is, as the family said; what waits for it goes on at once. Coordinates have one home:
     the audit row tells that they were entered, never which. Raises StudentNotFound."""
     note = require_note(note)
-    async with _audited(tx, actor, "enter location", payment_id, note) as change:
+    async with audited(tx, actor, "enter location", payment_id, note) as change:
         await update_student(tx, change.facts.student_id, {"latitude": latitude, "longitude": longitude})
         if change.finding.reason == Reason.STUDENT_LOCATION_MISSING and change.finding.step is not None:
             await repairs.run_step(tx, change.finding.step, [payment_id], notice=notice)
@@ -268,7 +268,7 @@ async def mend_purchase(
     note = require_note(note)
     payment_id = await _payment_of(tx, purchase_id)
     asked = {"timeSlot": time_slot, "startDate": start_date}
-    async with _audited(tx, actor, "mend purchase", payment_id, note, subject=("purchase", purchase_id), asked=asked):
+    async with audited(tx, actor, "mend purchase", payment_id, note, subject=("purchase", purchase_id), asked=asked):
         await purchases.choose_slot(tx, purchase_id, time_slot=time_slot, start_date=start_date, notice=notice)
         await allocations.settle_allocations(tx, [purchase_id], notice=notice)
 
@@ -329,7 +329,7 @@ async def auto_assign(
         raise PurchaseEnded
     if state["status"] in ("approved", "completed"):
         return Assigned(purchase_id, state["allocation_id"], state["trainer_id"], state["status"])
-    async with _audited(
+    async with audited(
         tx, actor, "auto-assign", payment_id, note, subject=("purchase", purchase_id), only_changes=True
     ):
         await _choose_other_slot(tx, purchase_id, state, time_slot, start_date, notice)
@@ -374,7 +374,7 @@ async def approve(
     found = await _allocation(tx, allocation_id)
     subject = ("allocation", allocation_id)
     asked = {"trainerId": trainer_id}
-    async with _audited(
+    async with audited(
         tx, actor, "approve", found["payment_id"], note, subject=subject, asked=asked, only_changes=True
     ):
         settled = await allocations.approve(tx, allocation_id, trainer_id, notice=notice)
@@ -388,7 +388,7 @@ async def create_sessions(tx: Tx, actor: Actor, allocation_id: UUID, note: str |
         raise AllocationHasNoTrainer
     purchase_id = found["purchase_id"]
     subject = ("allocation", allocation_id)
-    async with _audited(tx, actor, "create sessions", found["payment_id"], note, subject=subject, only_changes=True):
+    async with audited(tx, actor, "create sessions", found["payment_id"], note, subject=subject, only_changes=True):
         synced = await sessions.sync_sessions(tx, [purchase_id])
     if purchase_id in synced.held:
         raise AllocationRefused(Reason.OPERATOR_HOLD)
@@ -406,7 +406,7 @@ async def mark_session(
     note = require_note(note)
     payment_id = await _payment_of(tx, purchase_id)
     asked = {"seq": seq, "status": status}
-    async with _audited(tx, actor, "mark session", payment_id, note, subject=("purchase", purchase_id), asked=asked):
+    async with audited(tx, actor, "mark session", payment_id, note, subject=("purchase", purchase_id), asked=asked):
         await sessions.mark_session(tx, purchase_id, seq, status)
         await allocations.settle_allocations(tx, [purchase_id], notice=notice)
 

@@ -11,12 +11,13 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Form, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
-from caravan.admin import actions, purchases, wording
+from caravan.admin import actions, purchases, wording, worst_day
 from caravan.admin.overview import get_overview, sum_undelivered
 from caravan.admin.routes import SOURCE, Notice, Subscriptions, Write
 from caravan.db import Tx
 from caravan.deliveries import Stage
 from caravan.errors import Conflict, DomainError, Invalid
+from caravan.eventlog.carrier import get_carrier
 from caravan.eventlog.dead_letters import list_dead_letters
 from caravan.eventlog.lag import list_lag
 from caravan.eventlog.standing import stand
@@ -24,6 +25,7 @@ from caravan.eventlog.workers import list_workers
 from caravan.fulfilment import alerts
 from caravan.fulfilment.repair import Repaired
 from caravan.fulfilment.wording import reason_words, still_waits
+from caravan.pauses import list_pauses
 from caravan.payments.providers import list_providers
 from caravan.web.auth import Actor
 from caravan.web.credentials import find_token
@@ -39,16 +41,17 @@ CENTS: Final = re.compile(r"(\d{1,10})(?:\.(\d{2}))?")
 
 
 
-async def _read_alerts(request: Request, db: Db) -> None:
-    """For the banner of every page. Who has no sign-in at all gets no page either."""
-    request.state.alerts, request.state.watched = [], True
+async def read_banners(request: Request, db: Db) -> None:
+    """For the banners of every page. Who has no sign-in at all gets no page either."""
+    request.state.alerts, request.state.watched, request.state.pauses = [], True, []
     if find_token(request):
         async with db.transaction(SOURCE, read_only=True) as tx:
             request.state.alerts = await alerts.list_open(tx)
             request.state.watched = await alerts.is_watched(tx)
+            request.state.pauses = await list_pauses(tx)
 
 
-router = APIRouter(prefix="/admin", include_in_schema=False, dependencies=[Depends(_read_alerts)])
+router = APIRouter(prefix="/admin", include_in_schema=False, dependencies=[Depends(read_banners)])
 Reader = Annotated[Actor, page_actor("admin:read")]
 Presser = Annotated[Actor, page_actor("admin:repair")]
 Text = Annotated[str, Form(max_length=2000), Storable]
@@ -96,6 +99,7 @@ def show(request: Request, actor: Actor, template: str, *, status_code: int = 20
 
     context |= {"may": may, "state": wording.state_sentence, "precise": wording.precise}
     context |= {"alerts": request.state.alerts, "watched": request.state.watched, "where": wording.where_to_look}
+    context |= {"pauses": request.state.pauses}
     return render(request, actor, f"admin/{template}", status_code=status_code, **context)
 
 
@@ -193,7 +197,9 @@ async def _dead_letters(request: Request, actor: Actor, db: Db, problem: DomainE
 async def workers_page(request: Request, actor: Reader, db: Db) -> Response:
     async with db.transaction(SOURCE, read_only=True) as tx:
         lags = await list_lag(tx)
-        return show(request, actor, "workers.html", lags=lags, standings=stand(await list_workers(tx), lags))
+        since = (await get_carrier(tx)).failed_over_since
+        standings = stand(await list_workers(tx), lags)
+        return show(request, actor, "workers.html", lags=lags, standings=standings, failed_over_since=since)
 
 
 @router.get("/alerts")
@@ -260,6 +266,10 @@ async def press(
                     return await actions.hold(tx, actor, payment_id, note)
                 case "release":
                     return await actions.release(tx, actor, payment_id, note, notice=notice)
+                case "confirm-start":
+                    return await worst_day.confirm_start(
+                        tx, actor, payment_id, note, start_date=starts, notice=notice
+                    )
                 case "mend_payment":
                     return await actions.mend_payment(
                         tx,
@@ -302,6 +312,7 @@ BUTTONS: Final = {
     "accept": "admin:money",
     "hold": "admin:mend",
     "release": "admin:mend",
+    "confirm-start": "admin:mend",
     "mend_payment": "admin:mend",
     "mend_purchase": "admin:mend",
     "enter-location": "students:update",

@@ -41,6 +41,7 @@ from caravan.admin.schemas import (
 )
 from caravan.db import Database, Tx
 from caravan.deliveries import Stage
+from caravan.eventlog.carrier import get_carrier
 from caravan.eventlog.dead_letters import list_dead_letters
 from caravan.eventlog.lag import list_lag
 from caravan.eventlog.standing import stand
@@ -204,7 +205,8 @@ async def get_workers(_actor: Reader, db: Db) -> WorkersOut:
 @router.get("/lag")
 async def get_lag(_actor: Reader, db: Db) -> LagsOut:
     async with db.transaction(SOURCE, read_only=True) as tx:
-        return LagsOut(items=[LagOut.of(lag) for lag in await list_lag(tx)])
+        log = await get_carrier(tx)
+        return LagsOut(items=[LagOut.of(lag) for lag in await list_lag(tx)], failed_over_since=log.failed_over_since)
 
 
 @router.get("/alerts")
@@ -287,7 +289,7 @@ async def post_accept(payment_id: UUID, actor: Cashier, write: Write, body: Opti
 
     async def work(tx: Tx) -> DiagnosisOut:
         await actions.accept(tx, actor, payment_id, _note(body))
-        return await _now(tx, payment_id)
+        return await now_of(tx, payment_id)
 
     return await write(work)
 
@@ -296,7 +298,7 @@ async def post_accept(payment_id: UUID, actor: Cashier, write: Write, body: Opti
 async def post_hold(payment_id: UUID, actor: Mender, write: Write, body: OptionalNote = None) -> DiagnosisOut:
     async def work(tx: Tx) -> DiagnosisOut:
         await actions.hold(tx, actor, payment_id, _note(body))
-        return await _now(tx, payment_id)
+        return await now_of(tx, payment_id)
 
     return await write(work)
 
@@ -307,7 +309,7 @@ async def post_release(
 ) -> DiagnosisOut:
     async def work(tx: Tx) -> DiagnosisOut:
         await actions.release(tx, actor, payment_id, _note(body), notice=notice)
-        return await _now(tx, payment_id)
+        return await now_of(tx, payment_id)
 
     return await write(work)
 
@@ -326,12 +328,12 @@ async def patch_payment(payment_id: UUID, body: MendPaymentIn, actor: Mender, wr
             time_slot=body.time_slot,
             start_date=body.start_date,
         )
-        return await _now(tx, payment_id)
+        return await now_of(tx, payment_id)
 
     return await write(work)
 
 
-async def _now(tx: Tx, payment_id: UUID) -> DiagnosisOut:
+async def now_of(tx: Tx, payment_id: UUID) -> DiagnosisOut:
     (finding,) = await diagnose(tx, payment_id=payment_id)
     return DiagnosisOut.of(finding)
 

@@ -398,6 +398,7 @@ class LagOut(Out):
 
 class LagsOut(Out):
     items: list[LagOut]
+    failed_over_since: datetime | None = None  # the workers do without the Kafka that is there
 
 
 class UndeliveredOut(Out):

@@ -440,6 +440,16 @@ async def _unblock(tx: Tx, states: Sequence[State]) -> None:
         await deliveries.unblock(tx, [state.payment_id for state in states if state.stage == stage], stage)
 
 
+async def next_start(tx: Tx, purchase_id: UUID, *, notice: timedelta = NOTICE) -> date:
+    """The date (in its zone) on which a purchase could begin now, if nobody chooses another. Raises InvalidSchedule."""
+    (state,) = await store.list_states(tx, [purchase_id])
+    holidays = await list_holidays(tx)
+    (begins,) = calendar.session_starts(
+        state.pattern, state.start_date, 1, not_before=tx.now + notice, holidays=holidays
+    )
+    return calendar.local_date(begins, state.timezone)
+
+
 async def approve(
     tx: Tx, allocation_id: UUID, trainer_id: UUID | None = None, *, notice: timedelta = NOTICE
 ) -> Settled:

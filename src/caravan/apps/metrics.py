@@ -27,6 +27,7 @@ from caravan.eventlog.lag import list_lag
 from caravan.eventlog.workers import list_workers
 from caravan.fulfilment.alerts import list_open
 from caravan.fulfilment.gaps import GAPS, list_gap
+from caravan.pauses import PAUSABLE, list_pauses
 from caravan.payments.webhooks import list_unclaimed
 from caravan.telemetry import metrics
 
@@ -89,6 +90,7 @@ PLATFORM: tuple[Figure, ...] = (
         f"Payments in a gap beyond its leeway without a reason to wait, counted up to {GAP_PAYMENTS_MAX}.",
         ("gap",),
     ),
+    Figure("caravan_stages_paused", "Pauses of a stage that operators have not ended yet.", ("stage",)),
     Figure("caravan_unclaimed_payments", "Captured webhooks that matched no payment in time.", ("currency",)),
     Figure("caravan_unclaimed_cents", "Unclaimed money, in minor units.", ("currency",)),
     Figure("caravan_dead_letters", "Events that were given up and wait for an operator.", ("group",)),
@@ -145,6 +147,8 @@ async def read_platform(tx: Tx, unclaimed_after: timedelta) -> dict[str, list[Va
     await _read_register(tx, found)
     for gap in GAPS:
         found["caravan_overdue_payments"].append(((gap.name,), len(await list_gap(tx, gap, limit=GAP_PAYMENTS_MAX))))
+    paused = Counter(each.stage for each in await list_pauses(tx))
+    found["caravan_stages_paused"] = [((stage,), paused[stage]) for stage in PAUSABLE]
     unclaimed = await list_unclaimed(tx, unclaimed_after)
     found["caravan_unclaimed_payments"] = _counted(Counter(item.currency for item in unclaimed))
     cents: Counter[str] = Counter()

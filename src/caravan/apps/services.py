@@ -34,7 +34,13 @@ SERVICES: dict[str, Service] = {
         ),
         Service(
             "admin-service",
-            routers=("caravan.admin.routes", "caravan.people.admin_routes", "caravan.admin.pages"),
+            routers=(
+                "caravan.admin.routes",
+                "caravan.people.admin_routes",
+                "caravan.admin.worst_day_routes",
+                "caravan.admin.pages",
+                "caravan.admin.worst_day_pages",
+            ),
         ),
         Service("websocket-server", routers=("caravan.realtime.routes",)),
         Service("purchase-worker", worker=True),

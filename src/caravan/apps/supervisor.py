@@ -84,6 +84,8 @@ class Supervisor:
             if self.settings.demo and self.settings.sandbox_webhook_secret is None:
                 secret = self.folder.read_demo().get("sandboxWebhookSecret") or _new_webhook_secret()
                 self.settings = self.settings.model_copy(update={"sandbox_webhook_secret": secret})
+            if self.settings.sandbox_webhook_secret and self.settings.sandbox_books is None:
+                self.settings = self.settings.model_copy(update={"sandbox_books": self.folder.sandbox_books})
             listener = early or ports.enter_context(self._bind())
             self._begun = True
             starting = asyncio.create_task(self._start(listener))

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated
 from uuid import UUID
 
 import typer
 
 from caravan.cli.options import AsJson, Data, Note
+
+PausedStage = Annotated[str, typer.Argument(metavar="paid|purchased|allocated", help="Where payments wait.")]
+Course = Annotated[UUID | None, typer.Option("--course", metavar="ID", help="Only purchases of this course.")]
+City = Annotated[str | None, typer.Option("--city", metavar="NAME", help="Only students who live in this city.")]
+Why = Annotated[str, typer.Option("--note", help="Why: kept in the audit log.")]
 
 app = typer.Typer(
     name="caravan",
@@ -134,7 +141,10 @@ def diagnose(
 def repair(
     payment: Annotated[UUID | None, typer.Option("--payment", help="One payment.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every payment that is stuck.")] = False,
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="With --all: so many at most.")] = 100,
+    reason: Annotated[str | None, typer.Option("--reason", help="Every payment that waits with this reason.")] = None,
+    course: Course = None,
+    city: City = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Of many: so many at most.")] = 100,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")] = False,
     note: Note = None,
     data: Data = None,
@@ -142,15 +152,22 @@ def repair(
 ) -> None:
     """Do the one safe next step for what is stuck.
 
-    Through the worker's own code.
+    Through the worker's own code. Of many (--all, --reason), the nearest start first: one, then the rest, until
+    something unexpected happens.
     """
-    if (payment is None) is not everything:
-        raise typer.BadParameter("choose one of --payment ID and --all")
-    from caravan.cli.deliveries import repair_all, repair_one
-
+    if [payment is not None, everything, reason is not None].count(True) != 1:
+        raise typer.BadParameter("choose one of --payment ID, --all and --reason REASON")
     if payment is not None:
+        if course or city:
+            raise typer.BadParameter("--course and --city go with --all and --reason")
+        from caravan.cli.deliveries import repair_one
+
         raise typer.Exit(repair_one(data, payment, note, dry_run=dry_run, as_json=as_json))
-    raise typer.Exit(repair_all(data, limit, note, dry_run=dry_run, as_json=as_json))
+    from caravan.cli.worst_day import repair_many
+    from caravan.fulfilment.bulk import Chosen
+
+    chosen = Chosen(reason, course, city, limit)
+    raise typer.Exit(repair_many(data, chosen, note or "caravan repair", dry_run=dry_run, as_json=as_json))
 
 
 @app.command()
@@ -225,6 +242,141 @@ def failover(
     from caravan.cli.workers import failover as run
 
     raise typer.Exit(run(data, Carrier(to), note, as_json=as_json))
+
+
+@app.command()
+def pause(
+    stage: PausedStage,
+    note: Why,
+    course: Course = None,
+    city: City = None,
+    data: Data = None,
+    as_json: AsJson = False,
+) -> None:
+    """Stop a stage for a while; payments go on.
+
+    paid: no purchases are created. purchased: no trainers are allocated. allocated: no sessions are scheduled. For
+    everybody, a course, a city, or a course in a city. Nobody works on what is paused: workers, reconciler, repair.
+    What is paid for waits in the open and goes on by itself at `resume`.
+    """
+    from caravan.cli.worst_day import pause as run
+    from caravan.deliveries import Stage
+    from caravan.pauses import PAUSABLE, Scope
+
+    if stage not in PAUSABLE:
+        raise typer.BadParameter(f"{stage} is not one of {', '.join(PAUSABLE)}", param_hint="STAGE")
+    raise typer.Exit(run(data, Scope(Stage(stage), course, city), note, as_json=as_json))
+
+
+@app.command()
+def resume(
+    stage: PausedStage,
+    note: Why,
+    course: Course = None,
+    city: City = None,
+    data: Data = None,
+    as_json: AsJson = False,
+) -> None:
+    """Let a paused stage go on, nearest start first."""
+    from caravan.cli.worst_day import resume as run
+    from caravan.deliveries import Stage
+    from caravan.pauses import PAUSABLE, Scope
+
+    if stage not in PAUSABLE:
+        raise typer.BadParameter(f"{stage} is not one of {', '.join(PAUSABLE)}", param_hint="STAGE")
+    raise typer.Exit(run(data, Scope(Stage(stage), course, city), note, as_json=as_json))
+
+
+@app.command()
+def pauses(data: Data = None, as_json: AsJson = False) -> None:
+    """What is paused, since when, by whom and why."""
+    from caravan.cli.worst_day import list_pauses as run
+
+    raise typer.Exit(run(data, as_json=as_json))
+
+
+@app.command()
+def confirm_start(
+    payment_id: UUID,
+    note: Why,
+    start: Annotated[
+        datetime | None, typer.Option("--start", formats=["%Y-%m-%d"], help="The new date (the next possible one).")
+    ] = None,
+    data: Data = None,
+    as_json: AsJson = False,
+) -> None:
+    """Agree to a later start where the chosen one passed."""
+    from caravan.cli.worst_day import confirm_start as run
+
+    raise typer.Exit(run(data, payment_id, start.date() if start else None, note, as_json=as_json))
+
+
+@app.command()
+def dealt_with(
+    provider: str,
+    event_id: Annotated[str, typer.Argument(help="The webhook's id at the provider.")],
+    note: Why,
+    data: Data = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take unclaimed money off the list: it is settled.
+
+    Somebody found out whose it was and settled it outside.
+    """
+    from caravan.cli.worst_day import deal_with_unclaimed as run
+
+    raise typer.Exit(run(data, provider, event_id, note, as_json=as_json))
+
+
+Since = Annotated[
+    datetime | None,
+    typer.Option("--since", formats=["%Y-%m-%dT%H:%M:%S%z", "%Y-%m-%d"], help="Records from then on (the last known)."),
+]
+
+
+@app.command()
+def backup(file: Path, data: Data = None, as_json: AsJson = False) -> None:
+    """Write the whole database to a new file.
+
+    While everything runs; as of one moment. It holds personal data, so only you may read it.
+    """
+    from caravan.cli.backup import backup as run
+
+    raise typer.Exit(run(data, file, as_json=as_json))
+
+
+@app.command()
+def restore(
+    file: Path,
+    note: Why,
+    replace: Annotated[bool, typer.Option("--replace", help="Lose what the database holds now.")] = False,
+    since: Since = None,
+    data: Data = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the database what a backup says, and refill it.
+
+    All or nothing, while nothing runs. What came after the backup is fetched from the payment providers' records: money
+    that they took is delivered, money that went back stays back.
+    """
+    from caravan.cli.backup import restore as run
+
+    raise typer.Exit(run(data, file, note, replace=replace, since=_aware(since), as_json=as_json))
+
+
+@app.command()
+def refill(note: Note = None, since: Since = None, data: Data = None, as_json: AsJson = False) -> None:
+    """Take in what payment providers know and we don't.
+
+    `restore` does it; this does it again, at any time.
+    """
+    from caravan.cli.backup import fill_again as run
+
+    raise typer.Exit(run(data, note or "caravan refill", since=_aware(since), as_json=as_json))
+
+
+def _aware(instant: datetime | None) -> datetime | None:
+    return instant.replace(tzinfo=UTC) if instant is not None and instant.tzinfo is None else instant
 
 
 letters = typer.Typer(help="Events given up: list, show, replay, discard.", no_args_is_help=True)

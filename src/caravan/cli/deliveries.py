@@ -11,6 +11,7 @@ from uuid import UUID
 
 from caravan.admin import actions
 from caravan.admin.purchases import Listed, list_lines, list_undelivered
+from caravan.admin.worst_day import DryRun
 from caravan.apps.subscriptions import BY_GROUP
 from caravan.cli.database import actor, run
 from caravan.cli.options import FINE, FOUND_PROBLEMS
@@ -24,7 +25,7 @@ from caravan.fulfilment import repair as repairs
 from caravan.fulfilment.diagnose import RECENT_PAYMENTS_MAX, Finding
 from caravan.fulfilment.diagnose import diagnose as find_out
 from caravan.fulfilment.facts import choose_payments
-from caravan.fulfilment.gaps import GAPS, Step, list_gap
+from caravan.fulfilment.gaps import Step
 from caravan.fulfilment.repair import OperatorMustDecide, PaymentNotFound, Repaired, run_step
 from caravan.fulfilment.stale_views import name_stale_views
 from caravan.fulfilment.wording import reason_words, stage_words
@@ -35,10 +36,6 @@ from caravan.web import audit
 
 SOURCE = "caravan-cli"
 REDIS_SECONDS_MAX = 2.0
-
-
-class DryRun(Exception):
-    """Undoes a transaction that was only tried."""
 
 
 # ------------------------------------------------------------------ diagnose
@@ -168,39 +165,6 @@ def repair_one(data: Path | None, payment_id: UUID, note: str | None, *, dry_run
     text = ("Would do (nothing was changed): " if dry_run else "") + _repaired_text(done)
     show({"dry_run": dry_run, "items": [done]}, as_json=as_json, text=text)
     return FOUND_PROBLEMS if done.reason else FINE
-
-
-def repair_all(data: Path | None, limit: int, note: str | None, *, dry_run: bool, as_json: bool) -> int:
-    """Every payment in a gap, oldest first; those that an operator must decide about are named, not touched."""
-
-    async def work(db: Database, settings: Settings) -> tuple[list[Repaired], list[dict[str, Any]]]:
-        done: list[Repaired] = []
-        refused: list[dict[str, Any]] = []
-        for payment_id in await _list_gaps(db, limit):
-            try:
-                done.append(await _repair(db, settings, payment_id, note, dry_run=dry_run))
-            except DomainError as error:
-                refused.append({"payment_id": payment_id, "code": error.problem_code, "detail": str(error)})
-        return done, refused
-
-    done, refused = run(data, work)
-    lines = [_repaired_text(each) for each in done]
-    lines += [f"Payment {each['payment_id']} was left: {each['detail']} [{each['code']}]" for each in refused]
-    head = "Would do (nothing was changed):\n" if dry_run and lines else ""
-    show(
-        {"dry_run": dry_run, "items": done, "refused": refused},
-        as_json=as_json,
-        text=head + ("\n".join(lines) or "Nothing is stuck: whatever was paid for is delivered or waits."),
-    )
-    return FOUND_PROBLEMS if refused or any(each.reason for each in done) else FINE
-
-
-async def _list_gaps(db: Database, limit: int) -> list[UUID]:
-    chosen: dict[UUID, None] = {}
-    async with db.transaction(SOURCE, read_only=True) as tx:
-        for gap in GAPS:
-            chosen |= dict.fromkeys(await list_gap(tx, gap, limit=limit))
-    return list(chosen)[:limit]
 
 
 async def _repair(db: Database, settings: Settings, payment_id: UUID, note: str | None, *, dry_run: bool) -> Repaired:

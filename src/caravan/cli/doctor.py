@@ -24,8 +24,10 @@ from caravan.eventlog.dead_letters import list_dead_letters
 from caravan.eventlog.lag import list_lag
 from caravan.eventlog.subscription import register_groups
 from caravan.eventlog.workers import list_workers
+from caravan.fulfilment import alerts
 from caravan.fulfilment.invariants import INVARIANTS, SHALLOW
 from caravan.fulfilment.invariants import check as check_invariants
+from caravan.pauses import list_pauses
 from caravan.settings import Settings
 
 DISK_BYTES_MIN = 500_000_000
@@ -110,6 +112,8 @@ async def _ask(data: Path | None, url: str, *, deep: bool) -> list[Check]:
                 await _workers(data, tx),
                 await _lag(data, tx),
                 await _letters(tx),
+                await _pauses(tx),
+                *await _alerts(tx),
                 *await _invariants(tx, deep=deep),
             ]
 
@@ -133,6 +137,20 @@ async def _letters(tx: Tx) -> Check:
     parked = len(await list_dead_letters(tx, limit=1000))
     said = f"{parked} events given up: look with `caravan dead-letters list`" if parked else "none"
     return Check("dead letters", not parked, said)
+
+
+async def _pauses(tx: Tx) -> Check:
+    """Somebody's decision, so no fault; but one that must not be forgotten."""
+    paused = [f"{each.sentence} ({each.note})" for each in await list_pauses(tx)]
+    return Check("pauses", True, " ".join(paused) or "nothing is paused")
+
+
+async def _alerts(tx: Tx) -> list[Check]:
+    """What the platform itself has noticed and is so now; one problem each."""
+    found = [Check(f"alert {each.name}", False, each.said) for each in await alerts.list_open(tx)]
+    if not await alerts.is_watched(tx):
+        found.append(Check("alerts", False, "nobody watches: no reconciler is alive"))
+    return found or [Check("alerts", True, "none")]
 
 
 UNHURRIED = "set local statement_timeout = '10min'"

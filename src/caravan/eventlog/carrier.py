@@ -34,6 +34,11 @@ class CarrierState:
     carrier: Carrier
     since: datetime | None
 
+    @property
+    def failed_over_since(self) -> datetime | None:
+        """Since when the workers do without the Kafka that is there; None: they don't."""
+        return self.since if self.kafka and self.carrier is Carrier.POSTGRES_LOG else None
+
 
 GET_CARRIER = """
 select exists (select from consumer_groups where name = %(relay)s) as kafka, carrier, carrier_since as since

@@ -313,6 +313,12 @@ def _action(facts: Facts, reason: str | None, step: Step | None) -> Action | Non
     match reason:
         case Reason.OPERATOR_HOLD:
             return Action("release", "Release the hold", "POST", f"{payment}/release")
+        case Reason.STAGE_PAUSED:
+            path, needs = "/api/v1/admin/pauses/resume", ("stage", "note")
+            return Action("resume", "Resume the stage", "POST", path, needs, hint=hint)
+        case Reason.START_PASSED if facts.purchase_id is not None:
+            label = f"Begin on {(facts.detail or {}).get('next', 'the next possible day')}"
+            return Action("confirm-start", label, "POST", f"{payment}/confirm-start", ("startDate", "note"), hint=hint)
         case Reason.AMOUNT_MISMATCH:
             return Action("accept", "Accept the amount and deliver", "POST", f"{payment}/accept", hint=hint)
         case Reason.PAID_TWICE:
@@ -343,6 +349,8 @@ _TRAINER_HINT = "Or let a trainer open time or teach this course: then it goes o
 _HINTS: dict[str, str] = {
     Technical.EVENT_NOT_RELAYED: "While Kafka is away, `caravan failover postgres-log` lets the workers do without it.",
     Reason.AMOUNT_MISMATCH: "Or refund it.",
+    Reason.STAGE_PAUSED: "Who paused it, when and why stands under Pauses (/admin/pauses, `caravan pauses`).",
+    Reason.START_PASSED: "Agree with the family on it, or on another date.",
     Reason.STUDENT_NOT_FOUND: "If the student is entered under this id, it goes on by itself.",
     Reason.COURSE_NOT_FOUND: "If the course is entered under this id, it goes on by itself.",
     Reason.STUDENT_CONFLICT: "Agree with the family on it. If the other sessions go away, it goes on by itself.",

@@ -11,7 +11,6 @@ from uuid import UUID
 from caravan.calendar import (
     check_requested_start,
     check_slot_length,
-    format_slot,
     parse_slot,
     session_starts,
 )
@@ -255,29 +254,16 @@ async def _attempt(
         created_at=tx.now,
     )
     await store.lock_payment_id(tx, payment.id)
-    await store.insert_payment(tx, payment, account_id=account_id, metadata=_metadata(checkout))
+    await store.insert_payment(tx, payment, account_id=account_id, metadata=store.metadata_of(checkout))
     if coins_wanted:
         await coins.reserve_coins(
             tx, checkout.student_id, payment.id, coins_wanted, until=tx.now + rules.checkout_lifetime
         )
     captured = amount == 0 and await capture_once(tx, payment, 0, checkout.currency)
-    asked = providers[payment.provider].checkout(payment) if amount else {}
+    asked = providers[payment.provider].checkout(payment, checkout) if amount else {}
     if await apply_waiting(tx, payment.id) or captured:
         payment = await store.lock_payment(tx, payment.id)
     return Created(payment, {"provider": payment.provider} | asked)
-
-
-def _metadata(checkout: Checkout) -> dict[str, Any]:
-    """What runbooks read in payments.metadata."""
-    return {
-        "courseId": str(checkout.course_id),
-        "sessionCount": checkout.sessions,
-        "timeSlot": format_slot(checkout.slot_start) if checkout.slot_start else None,
-        "startDate": checkout.start_date.isoformat() if checkout.start_date else None,
-        "learningMode": checkout.learning_mode,
-        "groupSize": checkout.group_size,
-        "cartItemId": str(checkout.cart_item_id) if checkout.cart_item_id else None,
-    }
 
 
 # --- what an attempt comes to ---

@@ -10,7 +10,7 @@ import base64
 import hashlib
 import hmac
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final, Protocol
@@ -20,7 +20,8 @@ import msgspec
 
 from caravan.errors import DomainError, Invalid
 from caravan.ids import parse_uuid
-from caravan.payments.model import SANDBOX, Payment
+from caravan.payments.books import Asked, Books, Said
+from caravan.payments.model import SANDBOX, Checkout, Payment
 from caravan.settings import Settings
 
 SUCCEEDED: Final = "payment.succeeded"
@@ -74,14 +75,23 @@ class ProviderEvent:
     refund_id: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ProviderRecord:
+    """Money that a provider says came or went back, with what we asked it for, where it keeps that."""
+
+    event: ProviderEvent
+    payment: Payment | None
+    checkout: Checkout | None
+
+
 class Provider(Protocol):
-    """Whom we ask for money. Nothing here may wait for the network: it is called inside transactions."""
+    """Whom we ask for money. Nothing but `list_records` may wait for the network: it is called inside transactions."""
 
     @property
     def name(self) -> str: ...
 
-    def checkout(self, payment: Payment) -> dict[str, Any]:
-        """What the client needs to pay: goes into the answer's `checkout`."""
+    def checkout(self, payment: Payment, terms: Checkout) -> dict[str, Any]:
+        """What the client needs to pay: goes into the answer's `checkout`. The provider keeps the terms beside it."""
         ...
 
     def verify(self, headers: Mapping[str, str], body: bytes, now: datetime) -> ProviderEvent:
@@ -90,6 +100,10 @@ class Provider(Protocol):
 
     def refund(self, payment: Payment, amount_cents: int, refund_id: str) -> str:
         """Send money back; `refund_id` is ours. The provider's id of the refund, as its webhooks will call it."""
+        ...
+
+    def list_records(self, since: datetime) -> Iterator[ProviderRecord]:
+        """What came and what went back since then, oldest first. Called in a thread, outside of transactions."""
         ...
 
 
@@ -111,19 +125,30 @@ SECONDS: Final = re.compile(r"[0-9]{1,11}")
 
 
 class SandboxProvider:
-    """Pretends to move money. The first of `secrets` signs, all are accepted, so that a secret can be changed."""
+    """Pretends to move money. The first of `secrets` signs, all are accepted, so that a secret can be changed.
+
+    `books`: where it remembers that, apart from our database; None: nowhere.
+    """
 
     name = SANDBOX
 
-    def __init__(self, secrets: Sequence[str]) -> None:
+    def __init__(self, secrets: Sequence[str], books: Books | None = None) -> None:
         assert secrets, "a sandbox without a secret would believe anybody"
+        self._books = books
         self._keys = [base64.b64decode(secret.removeprefix("whsec_"), validate=True) for secret in secrets]
 
-    def checkout(self, payment: Payment) -> dict[str, Any]:
+    def checkout(self, payment: Payment, terms: Checkout) -> dict[str, Any]:
+        if self._books:
+            self._books.append(Asked(payment, terms))
         return {"confirmUrl": f"/api/v1/payments/{payment.id}/confirm"}
 
     def refund(self, payment: Payment, amount_cents: int, refund_id: str) -> str:
         """The sandbox holds no money, so the refund is done when it is asked for; it keeps our id."""
+        if self._books:
+            now = datetime.now(UTC)  # the provider's clock
+            type_, currency = REFUNDED, payment.captured_currency or payment.currency
+            said = Said(f"refund_{refund_id}", type_, now, b"{}", payment.id, amount_cents, currency, refund_id)
+            self._books.append(said)
         return refund_id
 
     def sign(self, event_id: str, sent_at: datetime, body: bytes) -> dict[str, str]:
@@ -151,7 +176,47 @@ class SandboxProvider:
         ]
         if not any(matches):
             raise SignatureInvalid
-        return _read(self.name, event_id, datetime.fromtimestamp(int(seconds), UTC), body)
+        event = _read(self.name, event_id, datetime.fromtimestamp(int(seconds), UTC), body)
+        self._remember(event)
+        return event
+
+    def _remember(self, event: ProviderEvent) -> None:
+        """What it has signed it knows."""
+        if self._books and event.type in (SUCCEEDED, REFUNDED) and event.payment_id:
+            assert event.amount_cents is not None
+            assert event.currency is not None
+            self._books.append(
+                Said(
+                    event.event_id,
+                    event.type,
+                    event.sent_at,
+                    event.body,
+                    event.payment_id,
+                    event.amount_cents,
+                    event.currency,
+                    event.refund_id,
+                )
+            )
+
+    def list_records(self, since: datetime) -> Iterator[ProviderRecord]:
+        asked: dict[UUID, Asked] = {}
+        for line in self._books.read() if self._books else ():
+            if isinstance(line, Asked):
+                asked[line.payment.id] = line
+            elif line.sent_at >= since:
+                known = asked.get(line.payment_id)
+                event = ProviderEvent(
+                    self.name,
+                    line.event_id,
+                    line.type,
+                    line.sent_at,
+                    line.body,
+                    line.payment_id,
+                    line.amount_cents,
+                    line.currency,
+                    line.refund_id,
+                )
+                yield ProviderRecord(event, known.payment if known else None, known.checkout if known else None)
 
 
 def sandbox_body(type_: str, payment: Payment, now: datetime) -> bytes:
@@ -192,7 +257,8 @@ def _read(provider: str, event_id: str, signed_at: datetime, body: bytes) -> Pro
 def list_providers(settings: Settings) -> dict[str, Provider]:
     """Who is set up, by name."""
     secret = settings.sandbox_webhook_secret
-    return {SANDBOX: SandboxProvider([secret])} if secret else {}
+    books = Books(settings.sandbox_books) if settings.sandbox_books else None
+    return {SANDBOX: SandboxProvider([secret], books)} if secret else {}
 
 
 def get_provider(providers: Mapping[str, Provider], name: str) -> Provider:

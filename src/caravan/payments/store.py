@@ -9,6 +9,7 @@ from uuid import UUID
 
 from psycopg.types.json import Jsonb
 
+from caravan.calendar import format_slot
 from caravan.db import Tx
 from caravan.errors import NotFound
 from caravan.payments.model import Checkout, Offer, Order, Payment, Status
@@ -160,6 +161,19 @@ async def lock_payment_id(tx: Tx, payment_id: UUID) -> None:
     So a webhook either sees the payment or is seen by its creation, and never waits unnoticed.
     """
     await tx.execute(LOCK_PAYMENT_ID, {"payment_id": str(payment_id)})
+
+
+def metadata_of(checkout: Checkout) -> dict[str, Any]:
+    """What runbooks read in payments.metadata."""
+    return {
+        "courseId": str(checkout.course_id),
+        "sessionCount": checkout.sessions,
+        "timeSlot": format_slot(checkout.slot_start) if checkout.slot_start else None,
+        "startDate": checkout.start_date.isoformat() if checkout.start_date else None,
+        "learningMode": checkout.learning_mode,
+        "groupSize": checkout.group_size,
+        "cartItemId": str(checkout.cart_item_id) if checkout.cart_item_id else None,
+    }
 
 
 INSERT_PAYMENT = """

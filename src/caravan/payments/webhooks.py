@@ -16,7 +16,7 @@ from uuid import UUID
 import structlog
 
 from caravan.db import Tx
-from caravan.errors import DomainError, is_transient
+from caravan.errors import Conflict, DomainError, is_transient
 from caravan.payments import store
 from caravan.payments.captures import capture_once, fail_once
 from caravan.payments.model import Payment
@@ -31,6 +31,7 @@ ALREADY: Final = "already"  # it said what we knew
 STALE: Final = "stale"  # a failure after the success
 DIFFERS: Final = "differs"  # a second success with another amount; the first one counts
 IGNORED: Final = "ignored"  # a type that we don't know
+DEALT_WITH: Final = "dealt with"  # unclaimed money that a person has settled outside; audit_log says who and why
 
 INSERT_WEBHOOK = """
 insert into webhook_events (provider, event_id, type, payment_id, amount_cents, currency, refund_id, sent_at, body,
@@ -194,6 +195,32 @@ where w.type = 'payment.succeeded' and w.applied_at is null and w.received_at <=
   and not exists (select from payments p where p.id = w.payment_id and p.provider = w.provider)
 order by w.received_at
 """
+
+
+class NotUnclaimed(Conflict):
+    """This is no unclaimed money: it has had its effect, or is being applied, or there is none."""
+
+    code = "NOT_UNCLAIMED"
+
+
+SETTLE_UNCLAIMED = """
+update webhook_events w set applied_at = %(now)s, outcome = %(outcome)s
+where w.provider = %(provider)s and w.event_id = %(event_id)s and w.type = 'payment.succeeded' and w.applied_at is null
+  and not exists (select from payments p where p.id = w.payment_id and p.provider = w.provider)
+returning w.provider, w.event_id, w.payment_id, w.amount_cents, w.currency, w.received_at
+"""
+
+
+async def settle_unclaimed(tx: Tx, provider: str, event_id: str) -> Unclaimed:
+    """A person has dealt with it: it is listed no more, and buys nothing if its payment appears.
+
+    Raises NotUnclaimed.
+    """
+    named = {"provider": provider, "event_id": event_id, "outcome": DEALT_WITH, "now": tx.now}
+    settled = await tx.find(SETTLE_UNCLAIMED, named, into=Unclaimed)
+    if settled is None:
+        raise NotUnclaimed
+    return settled
 
 
 async def list_unclaimed(tx: Tx, older_than: timedelta) -> list[Unclaimed]:

@@ -44,6 +44,7 @@ CONSOLE: Final = (
     ("/admin/dead-letters", "Dead letters"),
     ("/admin/workers", "Workers"),
     ("/admin/alerts", "Alerts"),
+    ("/admin/pauses", "Pauses"),
 )
 MENU: Final[dict[Role, tuple[tuple[str, str], ...]]] = {
     Role.STUDENT: (("/home", "Home"), ("/courses", "Catalogue"), ("/learning", "Learning")),

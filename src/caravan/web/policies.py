@@ -38,6 +38,8 @@ POLICIES: dict[str, Policy] = {
     "admin:mend": STAFF,
     "admin:money": ADMINS,
     "admin:discard": ADMINS,
+    "admin:pause": ADMINS,
+    "admin:bulk": ADMINS,
     "students:read": OWN_OR_STAFF,
     "students:update": {STUDENT: "own", ADMIN: "any"},
     "trainers:list": STAFF,
