@@ -14,10 +14,8 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from typer.testing import CliRunner
 
 import tests.shop
-from caravan.cli.app import app as cli
 from caravan.db import Database, dump
 from caravan.db.dump import BackupFailed, DatabaseInUse, DatabaseNotEmpty, RestoreFailed
 from caravan.db.embedded import EmbeddedPostgres
@@ -26,6 +24,7 @@ from caravan.payments.refill import refill
 from caravan.payments.refunds import refund_by_operator
 from caravan.realtime.feed import Ask, read_feeds
 from caravan.settings import Settings
+from tests.apps.running import caravan
 from tests.shop import SETTINGS, Shop, list_providers, open_shop
 
 SINCE_EVER = datetime(2020, 1, 1, tzinfo=UTC)
@@ -53,10 +52,10 @@ async def folder(data_dir: Path) -> AsyncIterator[Path]:
     await asyncio.to_thread(EmbeddedPostgres(data_dir).stop)
 
 
-async def caravan(*words: object, code: int = 0, **environ: object) -> dict[str, Any]:
+async def command(*words: object, **environ: object) -> dict[str, Any]:
     env = {name: str(value) for name, value in environ.items()}
-    done = await asyncio.to_thread(CliRunner().invoke, cli, [*map(str, words), "--json"], env=env)
-    assert done.exit_code == code, f"{done.exit_code}: {done.output} {done.exception}"
+    done = await asyncio.to_thread(caravan, *words, "--json", **env)
+    assert done.returncode == 0, f"{done.returncode}: {done.stdout} {done.stderr}"
     return json.loads(done.stdout)
 
 
@@ -79,7 +78,7 @@ async def test_five_before_the_backup_three_after_it_all_eight_are_delivered(
     asked = await shop.buy(slot=HOURS[5], sessions=10)  # its checkout is in the backup, its money is not
     await shop.work()
     file = tmp_path / "caravan.backup"
-    made = await caravan("backup", file, POSTGRES_URL=shop.db.url)
+    made = await command("backup", file, POSTGRES_URL=shop.db.url)
     assert (made["bytes"] == file.stat().st_size, file.stat().st_mode & 0o777) == (True, 0o600)
     await shop.pay(asked)
     paid += [asked, *[await shop.bought(slot=hour, sessions=10) for hour in HOURS[6:]]]
@@ -93,9 +92,7 @@ async def test_five_before_the_backup_three_after_it_all_eight_are_delivered(
     seen = len(await shop.feed())
 
     # The database is lost: what there is is another cluster, the backup, and the provider's own books.
-    told = await caravan(
-        "restore", file, "--note", "the disk is gone", "--data", folder, CARAVAN_SANDBOX_BOOKS=books
-    )
+    told = await command("restore", file, "--note", "the disk is gone", "--data", folder, CARAVAN_SANDBOX_BOOKS=books)
     filled = told["refilled"]
     assert (filled["captured"], filled["remade"], filled["refunded"], filled["unclaimed"]) == (4, 3, 1, 0)
     async with opened(folder) as db:
