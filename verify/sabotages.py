@@ -361,9 +361,9 @@ def partial_refund_ignored(t: Tamper) -> None:
 
 def notice_ignored(t: Tamper) -> None:
     def at_once(ask: Any) -> Any:
-        def hurried(case: Any, not_before: datetime, holidays: Any) -> None:
+        def hurried(case: Any, now: datetime, notice: timedelta, holidays: Any) -> None:
             t.hit()
-            ask(case, not_before - timedelta(hours=12), holidays)
+            ask(case, now, notice - timedelta(hours=12), holidays)
 
         return hurried
 
