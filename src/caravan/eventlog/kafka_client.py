@@ -37,21 +37,27 @@ _mute.propagate = False
 
 
 class KafkaUnavailable(Transient):
-    """Kafka does not answer, or not as it should; the message names what to look at. Waiting may help."""
+    """Kafka does not answer, or not as it should; the message names what to look at. Waiting may help.
+
+    `away`: nobody answers or lets us in. Otherwise the trouble may be this client's own.
+    """
+
+    away = True
 
 
 _SENTENCES = {
     KafkaError._AUTHENTICATION: "it refuses the credentials: look at CARAVAN_KAFKA_USERNAME and CARAVAN_KAFKA_PASSWORD",
     KafkaError._RESOLVE: "no such host: look at KAFKA_BROKER",
     KafkaError._SSL: "no secure connection: look at CARAVAN_KAFKA_SECURITY and CARAVAN_KAFKA_CA_FILE",
-    KafkaError._TRANSPORT: "nobody answers at KAFKA_BROKER",
-    KafkaError._ALL_BROKERS_DOWN: "nobody answers at KAFKA_BROKER",
+    KafkaError._TRANSPORT: "nobody answers at KAFKA_BROKER, or not as CARAVAN_KAFKA_SECURITY says",
+    KafkaError._ALL_BROKERS_DOWN: "nobody answers at KAFKA_BROKER, or not as CARAVAN_KAFKA_SECURITY says",
     KafkaError._TIMED_OUT: "nobody answers at KAFKA_BROKER in time",
     KafkaError._MSG_TIMED_OUT: "nobody answers at KAFKA_BROKER in time",
     KafkaError.TOPIC_AUTHORIZATION_FAILED: "CARAVAN_KAFKA_USERNAME may not use the topics",
     KafkaError.GROUP_AUTHORIZATION_FAILED: "CARAVAN_KAFKA_USERNAME may not use the consumer groups",
     KafkaError.CLUSTER_AUTHORIZATION_FAILED: "CARAVAN_KAFKA_USERNAME may not write idempotently or make topics",
 }
+_AWAY = frozenset(code for code in _SENTENCES if code < 0)  # the client's own codes, of its connection
 # The more exact one stands where several are told of one failure.
 _EXACT = (KafkaError._AUTHENTICATION, KafkaError._RESOLVE, KafkaError._SSL)
 
@@ -66,7 +72,9 @@ def unavailable(error: KafkaException | KafkaError, heard: KafkaError | None = N
     """What failed, as an error to wait on; `heard`: what the client said meanwhile, often more exact."""
     said = error.args[0] if isinstance(error, KafkaException) else error
     known = said if isinstance(said, KafkaError) else None
-    return KafkaUnavailable("Kafka: " + in_words(heard if heard is not None and heard.code() in _EXACT else known))
+    found = KafkaUnavailable("Kafka: " + in_words(heard if heard is not None and heard.code() in _EXACT else known))
+    found.away = known is None or known.code() in _AWAY
+    return found
 
 
 @dataclass(slots=True)

@@ -26,7 +26,7 @@ from caravan.eventlog.kafka_dead_letters import park_unreadable
 from caravan.eventlog.kafka_reader import CLOSE_SECONDS, OffsetGone, Place, Reader
 from caravan.eventlog.kafka_records import Record
 from caravan.eventlog.lag import list_lag
-from caravan.eventlog.member import PAGE_EVENTS_MAX, Member
+from caravan.eventlog.member import PAGE_EVENTS_MAX, Hopeless, Member
 from caravan.eventlog.subscription import Subscription
 from caravan.eventlog.trail import Trail
 from caravan.eventlog.workers import HEARTBEAT_SECONDS, Worker
@@ -43,7 +43,7 @@ SHARE = "kafka"  # all our partitions together, in the order of arrival
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
-class Stuck(Exception):
+class Stuck(Hopeless):
     """Kafka holds events for this worker and hands out none: this process must end."""
 
 
@@ -239,10 +239,17 @@ class KafkaConsumer(Member):
         if self._reader is None or (now < self._watch_at and self._reader.trouble is None):
             return
         self._watch_at = now + WATCH_SECONDS
-        behind = await self._reader.thread.call(self._reader.behind, LOOK_SECONDS)
-        if not behind:
-            self._came_at = now
-            self.worker.recovered()
+        try:
+            if not await self._reader.thread.call(self._reader.behind, LOOK_SECONDS):
+                self._came_at = now
+                self.worker.recovered()
+        except KafkaUnavailable as error:
+            if not error.away:  # somebody answers, but this client may never get any further
+                await self._check_stuck(now)
+            raise
+        await self._check_stuck(now)
+
+    async def _check_stuck(self, now: float) -> None:
         if now - self._came_at < STUCK_SECONDS:
             return
         async with self.db.transaction(read_only=True) as tx:

@@ -37,7 +37,11 @@ HOPELESS_BEATS = 30  # so many heartbeats (a minute) within one turn end the pro
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
-class Hung(Exception):
+class Hopeless(Exception):
+    """This process must end: a new one may do better. The message is one line for the operator."""
+
+
+class Hung(Hopeless):
     """A handler has not come back: this worker must end."""
 
 
