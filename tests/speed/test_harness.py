@@ -10,10 +10,12 @@ from uuid import UUID
 import psycopg
 import pytest
 
+from bench import floor
 from bench.check import Wrong, check, check_delivered
 from bench.floor import compare
 from bench.history import write_history
 from bench.market import add_captured_payments, build_market
+from bench.runs import fulfil
 from bench.server import Server
 from caravan.apps.subscriptions import SUBSCRIPTIONS
 from caravan.db import Database
@@ -144,6 +146,26 @@ def test_the_floors_comparison_sees_one_changed_row(server: Server, delivered: s
 
     with pytest.raises(Wrong, match="student_feed"):
         compare(server.url_of("delivered"), delivered)
+
+
+async def test_the_floor_writes_in_batches_what_our_run_left(
+    server: Server, market: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(floor, "BATCH", 7)  # several, so that one batch's rows may not be ahead of another's
+    server.create(floor.READY, "waiting")
+    floor.take_rows(server, ours := server.create("ours", "delivered"))
+    for template in (floor.GIVEN, floor.UNGUARDED):
+        url = server.create("floor", template)
+        floor.warm(url)
+        assert await floor.write_floor(url, 2) > 0
+        assert compare(ours, url) > 20 * PAYMENTS
+
+
+async def test_a_run_by_a_worker_process_counts_once_it_is_checked(waiting: str) -> None:
+    run = await fulfil(waiting, PAYMENTS)
+
+    assert run.sessions >= 10 * PAYMENTS
+    assert run.per_second > 0
 
 
 async def test_history_is_as_fulfilment_would_have_left_it(server: Server) -> None:
