@@ -35,9 +35,9 @@ class MovedClock(Database):
 
     @asynccontextmanager
     async def transaction(
-        self, source: str = "caravan", *, read_only: bool = False, named: bool = False
+        self, source: str = "caravan", *, read_only: bool = False, named: bool = False, few: bool = False
     ) -> AsyncGenerator[Tx]:
-        async with super().transaction(source, read_only=read_only, named=named) as tx:
+        async with super().transaction(source, read_only=read_only, named=named, few=few) as tx:
             tx.now += self.ahead
             yield tx
 

@@ -11,7 +11,7 @@ import pytest
 from caravan.db import Database, Tx
 from caravan.db.wake import EVERYTHING, KIND, PAYLOAD_BYTES_MAX, Wake
 from caravan.eventlog import member, outbox, postgres_log
-from caravan.eventlog.consumer import Consumer
+from caravan.eventlog.consumer import FEW_EVENTS_MAX, Consumer
 from caravan.eventlog.subscription import Subscription
 from caravan.eventlog.workers import Worker
 from caravan.events import BY_TYPE, CourseUpdated, Event, PurchaseConfirmed
@@ -142,9 +142,7 @@ async def test_a_group_looks_again_where_somebody_spoke_meanwhile_and_only_there
         await running
 
 
-async def test_who_only_takes_notes_comes_round_once_it_is_quiet(
-    db: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_who_only_takes_notes_comes_round_once_it_is_quiet(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(member, "POLL_SECONDS", 3600.0)
     wake, stop, idle = Wake(db.url), asyncio.Event(), asyncio.Queue[None]()
     db.on_hints = wake.send
@@ -182,6 +180,20 @@ async def test_a_window_is_opened_only_over_what_concerns_its_group(db: Database
         await tx.execute(STRANGE)
     strange = await postgres_log.open_window(db, cursor, [PurchaseConfirmed.type], list(BY_TYPE))
     assert strange.window_end is not None
+
+
+async def test_few_events_are_handled_by_plans_made_before(db: Database) -> None:
+    modes: list[str] = []
+
+    async def see(tx: Tx, _events: Sequence[Event]) -> None:
+        modes.append(await tx.value("show plan_cache_mode"))
+
+    consumer = a_consumer(db, replace(SUBSCRIPTION, handlers={PurchaseConfirmed: see}, notes_only=False))
+    await consumer.enter()
+    for count in (1, FEW_EVENTS_MAX + 1, 2):
+        await say(db, count)
+        assert await consumer.run_once() == count
+    assert modes == ["force_generic_plan", "auto", "force_generic_plan"]
 
 
 async def test_kinds_are_told_however_many_students_had_news(db: Database) -> None:

@@ -20,6 +20,7 @@ from caravan.events import BY_TYPE
 __all__ = ["KNOWN_TYPES", "PAGE_EVENTS_MAX", "Consumer", "Hung", "describe"]
 
 SAVE_SECONDS = 30.0  # how old a stored position may grow while only others' events go by
+FEW_EVENTS_MAX = 64  # ids of a window, others' events among them: it is not worth a plan of its own
 NOTED_EVENTS_MAX = 4096  # in one page of a group that does nothing with them
 KNOWN_TYPES = list(BY_TYPE)
 
@@ -124,7 +125,8 @@ class Consumer(Member):
 
     async def _page(self, cursor: Cursor) -> int:
         """Read, claim, handle and move on, in one transaction; the number of events got past."""
-        async with self.db.transaction(self.worker.service) as tx:
+        few = cursor.highest_id - cursor.last_id <= FEW_EVENTS_MAX
+        async with self.db.transaction(self.worker.service, few=few) as tx:
             limit = self._limit(cursor.id)
             cursor, events, last = await self._take(tx, cursor, limit)
             moved = cursor.finished() if events < limit else replace(cursor, last_id=last)

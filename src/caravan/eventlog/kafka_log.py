@@ -20,7 +20,7 @@ from caravan.errors import is_transient
 from caravan.eventlog import kafka_records, postgres_log, workers
 from caravan.eventlog.carrier import Carrier, get_carrier
 from caravan.eventlog.codec import Envelope
-from caravan.eventlog.consumer import Consumer
+from caravan.eventlog.consumer import FEW_EVENTS_MAX, Consumer
 from caravan.eventlog.kafka_client import Kafka, KafkaUnavailable
 from caravan.eventlog.kafka_dead_letters import park_unreadable
 from caravan.eventlog.kafka_reader import CLOSE_SECONDS, OffsetGone, Place, Reader
@@ -182,7 +182,7 @@ class KafkaConsumer(Member):
         """Claim, handle, commit; then tell Kafka."""
         envelopes = self._concern_us(page)
         if envelopes or any(record.envelope is None for record in page):
-            async with self.db.transaction(self.worker.service) as tx:
+            async with self.db.transaction(self.worker.service, few=len(page) <= FEW_EVENTS_MAX) as tx:
                 await self._park_unreadable(tx, page)
                 await self._handle(tx, envelopes)
         limit = self._limit(SHARE)

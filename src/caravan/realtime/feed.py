@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from uuid import UUID
 
-from caravan.db import Tx
+from caravan.db import Database, Tx
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +43,10 @@ order by asked.ordinal, f.seq
 """
 
 
-async def read_feeds(tx: Tx, asks: Iterable[Ask]) -> list[Answer]:
-    """One answer per ask, in their order; one statement for all."""
+async def read_feeds(db: Database, asks: Iterable[Ask]) -> list[Answer]:
+    """One answer per ask, in their order; one statement for all, in one round trip: a screen waits for it."""
     asks = list(asks)
-    rows = await tx.tuples(
+    rows = await db.all(
         READ_FEEDS,
         {
             "ordinals": list(range(len(asks))),
@@ -56,10 +56,10 @@ async def read_feeds(tx: Tx, asks: Iterable[Ask]) -> list[Answer]:
         },
     )
     answers: dict[int, Answer] = {}
-    for ordinal, head, seq, frame in rows:
-        answer = answers.setdefault(ordinal, Answer(head, [], resync=False))
-        if seq is not None:
-            answer.frames.append((seq, frame))
+    for row in rows:
+        answer = answers.setdefault(row["ordinal"], Answer(row["head"], [], resync=False))
+        if row["seq"] is not None:
+            answer.frames.append((row["seq"], row["frame"]))
     for ordinal, answer in answers.items():
         after = asks[ordinal].after
         first = answer.frames[0][0] if answer.frames else None

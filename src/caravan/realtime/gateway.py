@@ -166,8 +166,7 @@ class Gateway:
     async def _deliver(self) -> None:
         """Read on for every socket that has news and room, until none is left."""
         while asks := self._asks():
-            async with self._db.transaction("websocket-server", read_only=True) as tx:
-                frames = self._hand_out(asks, await read_feeds(tx, asks))  # at once: there is nothing to commit
+            frames = self._hand_out(asks, await read_feeds(self._db, asks))
             if tracing.active() and frames:
                 await trace_frames(self._db, frames)
 
