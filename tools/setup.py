@@ -133,24 +133,15 @@ def install(name: str) -> None:
         stamp("run.txt").write_text(fingerprint("run.txt"))
 
 
-def install_chromium() -> None:
-    """For the browser tests. Where we may not or cannot, the tests say what is missing."""
-    if any(shutil.which(name) for name in CHROMIUM_NAMES) or not can_apt_get():
+def install_debian(package: str, *programs: str) -> None:
+    """What some tests need besides Python. Where we may not or cannot, they say what is missing."""
+    path = f"{os.environ.get('PATH', '')}:/usr/sbin"
+    if any(shutil.which(program, path=path) for program in programs) or not can_apt_get():
         return
     try:
-        Steps(1).run("Debian's chromium", *apt_get_install("chromium"))
+        Steps(1).run(f"Debian's {package}", *apt_get_install(package))
     except SetupFailed:
-        print(f"Could not install chromium; see {LOG.relative_to(ROOT)}.", file=sys.stderr)
-
-
-def install_maven() -> None:
-    """For the tests on a real Kafka: it brings a Java, and fetches the broker's jars (tests/kafka/server.py)."""
-    if shutil.which("mvn") or not can_apt_get():
-        return
-    try:
-        Steps(1).run("Debian's maven", *apt_get_install("maven"))
-    except SetupFailed:
-        print(f"Could not install maven; see {LOG.relative_to(ROOT)}.", file=sys.stderr)
+        print(f"Could not install {package}; see {LOG.relative_to(ROOT)}.", file=sys.stderr)
 
 
 def install_peers() -> None:
@@ -183,9 +174,10 @@ def main() -> int:
                 LOG.write_text("")
                 install(name)
                 if target == "dev":
-                    install_maven()
+                    install_debian("maven", "mvn")  # brings a Java, and fetches Kafka's jars (tests/kafka/server.py)
+                    install_debian("pgbouncer", "pgbouncer")
             if target == "screens":
-                install_chromium()
+                install_debian("chromium", *CHROMIUM_NAMES)
             if target == "bench":
                 install_peers()
         except SetupFailed:

@@ -16,7 +16,6 @@ from caravan.apps.services import BACKGROUND
 from caravan.apps.worker import run_workers
 from caravan.db import Database
 from caravan.settings import Settings
-from tests import needs
 from tests.apps.running import caravan
 from tests.pgbouncer import SERVER_CONNECTIONS, PgBouncer, missing
 from tests.shop import open_shop
@@ -27,7 +26,7 @@ DELIVERED_SECONDS_MAX = 60.0
 @pytest.fixture
 def pooler(database_url: str) -> Iterator[PgBouncer]:
     if lack := missing():
-        needs.missing(lack)
+        pytest.skip(lack)
     folder = Path(tempfile.mkdtemp(prefix="caravan-pgbouncer-"))
     with PgBouncer(database_url, folder) as pooler:
         yield pooler
