@@ -112,8 +112,7 @@ async def test_five_before_the_backup_three_after_it_all_eight_are_delivered(
         await again.work()
         assert await again.violations() == []
         # A screen that has heard more than there is now is told to look anew.
-        async with db.transaction(read_only=True) as tx:
-            [answer] = await read_feeds(tx, [Ask(shop.student, seen + 100, 10)])
+        [answer] = await read_feeds(db, [Ask(shop.student, seen + 100, 10)])
         assert answer.resync
         assert answer.head == len(await again.feed())
 
