@@ -32,10 +32,13 @@ from tests import needs
 
 SOURCE = Path(embedded.__file__).parents[2]
 # Starts the cluster in argv[1], says so, and waits for the end of its input.
+# A shell starts what it runs in the background with the keyboard's interrupt ignored, and children inherit that.
 SUPERVISOR = """
+import signal
 import sys
 from pathlib import Path
 from caravan.db.embedded import EmbeddedPostgres
+signal.signal(signal.SIGINT, signal.default_int_handler)
 cluster = EmbeddedPostgres(Path(sys.argv[1]))
 print(cluster.start(), flush=True)
 sys.stdin.read()

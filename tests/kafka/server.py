@@ -246,7 +246,8 @@ def main() -> int:
         return 1
     with KafkaServer(Path(sys.argv[1]).absolute()) as server:
         print(server.address, flush=True)  # noqa: T201
-        signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        for ends in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(ends, signal.default_int_handler)
         try:
             signal.pause()
         except KeyboardInterrupt:
