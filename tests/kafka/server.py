@@ -7,7 +7,6 @@ It can be stopped, killed and started again on the same data and port. Also by h
 from __future__ import annotations
 
 import fcntl
-import os
 import shutil
 import signal
 import socket
