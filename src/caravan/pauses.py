@@ -8,7 +8,7 @@ gives a transaction its number: who began before a pause is seen by `wait_for_be
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -230,9 +230,22 @@ async def list_resumed(tx: Tx, limit: int) -> list[tuple[UUID, Stage]]:
     return [(payment_id, Stage(stage)) for payment_id, stage in rows]
 
 
+async def take_hold(db: Database, pausing: Awaitable[Pause]) -> tuple[Pause, int]:
+    """Pause, and `wait_for_begun`: the pause, and how many transactions were not over in time.
+
+    Who asks again, because the first answer was lost, hears AlreadyPaused no sooner than it is true.
+    """
+    try:
+        paused = await pausing
+    except AlreadyPaused:
+        await wait_for_begun(db)
+        raise
+    return paused, await wait_for_begun(db)
+
+
 # Transactions that have a number, so have locked or written something, and are not over.
 LIST_BEGUN = """
-select l.transactionid::text from pg_locks l join pg_stat_activity a on a.pid = l.pid
+select l.transactionid::text as xid from pg_locks l join pg_stat_activity a on a.pid = l.pid
 where l.locktype = 'transactionid' and l.mode = 'ExclusiveLock' and l.granted
   and a.datname = current_database() and l.pid <> pg_backend_pid()
 """
@@ -247,9 +260,7 @@ async def wait_for_begun(db: Database, *, seconds: float = BEGUN_SECONDS_MAX) ->
     clock = asyncio.get_running_loop().time
     until = clock() + seconds
     while True:
-        async with db.connection() as connection:
-            rows = await (await connection.execute(LIST_BEGUN)).fetchall()
-        alive = {str(row[0]) for row in rows}
+        alive = {row["xid"] for row in await db.all(LIST_BEGUN)}
         begun = alive if begun is None else begun & alive
         if not begun or clock() >= until:
             return len(begun)

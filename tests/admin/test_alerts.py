@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import AsyncIterator
+from datetime import datetime
 
 import httpx2
 import pytest
 
-from caravan.admin import pages, routes
+from caravan.admin import actions, pages, routes
 from caravan.apps.subscriptions import BY_GROUP
+from caravan.cli.options import FOUND_PROBLEMS
 from caravan.db import Database
-from caravan.eventlog import workers
+from caravan.eventlog import carrier, workers
+from caravan.eventlog.carrier import Carrier
 from caravan.eventlog.workers import Worker
 from caravan.fulfilment.watch import Watch
-from caravan.web.auth import Role
+from caravan.web.auth import Actor, Role
 from tests.admin.test_pages import Console, a_console, text_of
+from tests.apps.running import caravan
 from tests.clients import an_account, bearer, client_of, make_app
 from tests.shop import SETTINGS
 
@@ -113,3 +119,36 @@ async def test_workers_and_services_without_any_are_told_in_sentences(
     assert "cache-worker@here : Idle: nothing waiting." in page
     assert "purchase-worker : Down? 1 event waits and no purchase-worker is alive" in page
     assert "session-worker : Unknown: nothing waits, and no session-worker is alive to say so." in page
+
+
+async def test_that_the_workers_do_without_kafka_is_told_until_they_are_back(
+    console: Console, client: httpx2.AsyncClient, db: Database
+) -> None:
+    staff = await bearer(db, await an_account(db, "ravi@example.com", Role.SUPPORT))
+    actor = Actor.system("ops@example.com")
+
+    async def told() -> tuple[str | None, bool]:
+        since = (await client.get("/api/v1/admin/lag", headers=staff)).json()["failedOverSince"]
+        return since, "Failed over since" in text_of(await console.page("/workers"))
+
+    async with db.transaction() as tx:
+        await carrier.register_relay(tx)
+    assert await told() == (None, False)
+    async with db.transaction() as tx:
+        now = tx.now
+        assert await actions.fail_over(tx, actor, Carrier.POSTGRES_LOG, "Kafka's disk is full")
+    since, shown = await told()
+    assert (datetime.fromisoformat(since or ""), shown) == (now, True)
+    assert "caravan failover kafka" in text_of(await console.page("/workers"))
+    async with db.transaction() as tx:
+        assert await actions.fail_over(tx, actor, Carrier.KAFKA, "it is back")
+    assert await told() == (None, False)
+
+
+async def test_the_doctor_lists_an_alert(console: Console, database_url: str) -> None:
+    await overdue(console)
+    ran = await asyncio.to_thread(caravan, "doctor", "--json", POSTGRES_URL=database_url)
+    checks = {check["name"]: check for check in json.loads(ran.stdout)["checks"]}
+    assert ran.returncode == FOUND_PROBLEMS
+    assert (checks["alert MONEY_OVERDUE"]["ok"], checks["alert MONEY_OVERDUE"]["said"]) == (False, OVERDUE)
+    assert "alerts" not in checks  # somebody watches

@@ -36,7 +36,7 @@ async def site(database_url: str) -> AsyncIterator[Site]:
         serving = asyncio.create_task(
             serve_web(
                 platform,
-                ("payment-service", "student-service", "websocket-server"),
+                ("payment-service", "student-service", "admin-service", "websocket-server"),
                 stop,
                 listening=listening,
                 sockets=[listener],

@@ -296,3 +296,18 @@ async def test_workers_that_were_off_for_days_ask_too(shop: Shop) -> None:
     await shop.run("update payments set captured_at = captured_at - interval '9 days'")
     await shop.work()
     assert await stage_of(shop, payment) == ("purchased", "START_PASSED")
+
+
+async def test_who_asks_for_a_pause_again_hears_of_it_when_it_holds(shop: Shop) -> None:
+    await pause(shop, Stage.PURCHASED)
+    async with shop.db.transaction() as tx:
+        await tx.execute("create temporary table under_way (id int) on commit drop")  # a transaction with a number
+
+        async def again(other: Any) -> pauses.Pause:
+            return await worst_day.pause(other, ACTOR, Scope(Stage.PURCHASED), "again")
+
+        asking = asyncio.create_task(pauses.take_hold(shop.db, shop.db.transact(again)))
+        done, _ = await asyncio.wait({asking}, timeout=0.3)
+        assert not done
+    with pytest.raises(AlreadyPaused):
+        await asking

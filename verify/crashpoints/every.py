@@ -17,23 +17,32 @@ from verify.crashpoints.steps import (
     VIEWS,
     Ask,
     Life,
+    Refill,
     Round,
     Step,
     Turn,
     add_to_cart,
     another_attempt,
     be_absent,
+    be_captured_elsewhere,
+    be_lost,
     confirm,
     create_purchases,
     dead_lettered,
+    deal_with,
     dismiss,
+    end_pause,
+    in_its_city,
+    let_go_on,
     locate_student,
     make_known,
+    none_is_unclaimed,
     order,
     post,
     refund_part,
     release_all,
     replay_all,
+    resume_all,
     webhook,
 )
 
@@ -58,7 +67,8 @@ AGAIN = ("audit",)  # a button pressed twice is two rows of the audit
 def list_steps() -> list[Step]:
     """All of them, new each time: a step keeps its worker while it plays."""
     return [
-        *_money(), *_operator(), *_purchase_group(), *_allocation_group(), *_other_groups(), *_reconciler(), *_cached()
+        *_money(), *_operator(), *_purchase_group(), *_allocation_group(), *_other_groups(), *_reconciler(),
+        *_worst_day(), *_cached(),
     ]  # fmt: skip
 
 
@@ -215,6 +225,31 @@ def _reconciler() -> list[Step]:
         Round("reconcile-time", p.newcomers, p.let_time_stand, task="trainers' time"),
         Round("reconcile-log", p.newcomers, p.lack_a_partition, task="log"),
         *(Round(f"reconcile-{name.replace(' ', '-')}", p.newcomers, task=name) for name in housekeeping),
+    ]
+
+
+def _worst_day() -> list[Step]:
+    apart = p.then(p.paid(PURCHASE), p.live_apart)
+    stopped = p.then(apart, p.stop_city, work=[ALLOCATE])
+    state, lost, _task = MISSED["allocation"]
+    stuck = p.then(p.two_each(state), lost, p.live_apart)
+    late = p.then(p.paid(PURCHASE), p.let_start_pass, work=[ALLOCATE])
+    strange = p.then(p.newcomers, p.be_unclaimed)
+    pause, resume = in_its_city("/pauses", stage="purchased"), in_its_city("/pauses/resume", stage="purchased")
+    return [
+        Ask("pause", apart, request=pause, settled=["ALREADY_PAUSED"], finish=resume_all),
+        Ask("resume", stopped, request=resume, settled=["NOT_PAUSED"], finish=let_go_on),
+        Round("reconcile-resumed", stopped, end_pause, task="resumed"),
+        Ask("repair-many", stuck, request=in_its_city("/repairs", all=True), loose=AGAIN, size=2),
+        Ask(
+            "confirm-start",
+            late,
+            request=post("/admin/payments/{payment}/confirm-start"),
+            settled=["NO_START_TO_CONFIRM"],
+        ),
+        Ask("dealt-with", strange, request=deal_with, settled=["NOT_UNCLAIMED"], finish=none_is_unclaimed),
+        Refill("refill", p.then(p.bought(), be_captured_elsewhere)),
+        Refill("refill-remade", p.then(p.bought(), be_captured_elsewhere, be_lost)),
     ]
 
 

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from psycopg.types.json import Jsonb
 
-from caravan import deliveries
+from caravan import deliveries, pauses
 from caravan.carts.operations import add_item
 from caravan.ids import new_id
 from caravan.payments.operations import retry_payment
@@ -162,6 +162,62 @@ where purchase_id = %(purchase)s
 """
 
 
+# -- the worst day: each case in a city of its own, so that what is stopped for one stops no other
+
+
+async def live_apart(stage: Stage, case: Case) -> None:
+    """All of a case's students live in its own city, of which the product is told nothing but where they live."""
+    case.know["city"] = f"City of {case.student}"
+    north = int.from_bytes(case.student.bytes[-4:]) / 2**32
+    place = {"north": 10 + 20 * north, "east": 70.0}
+    await stage.world.run(FOUND_CITY, name=case.know["city"], **place)
+    await stage.world.run(MOVE_STUDENTS, students=case.students, **place)
+
+
+FOUND_CITY = """
+insert into cities (name, latitude, longitude, radius_km) values (%(name)s, %(north)s, %(east)s, 0.01)
+"""
+MOVE_STUDENTS = "update students set latitude = %(north)s, longitude = %(east)s where id = any(%(students)s)"
+
+
+async def stop_city(stage: Stage, case: Case) -> None:
+    async with stage.world.db.transaction("admin-service") as tx:
+        await pauses.pause(tx, city_of(case), note="verify", by="verify")
+
+
+def city_of(case: Case) -> pauses.Scope:
+    return pauses.Scope(deliveries.Stage.PURCHASED, city=case.know["city"])
+
+
+async def let_start_pass(stage: Stage, case: Case) -> None:
+    """The workers were off for days."""
+    await stage.world.run(START_LONG_AGO, payment=case.payment)
+    await stage.world.run(PAID_LONG_AGO, payment=case.payment)
+
+
+START_LONG_AGO = "update student_course_purchases set start_date = current_date - 2 where payment_id = %(payment)s"
+PAID_LONG_AGO = "update payments set captured_at = captured_at - interval '9 days' where id = %(payment)s"
+
+
+async def be_unclaimed(stage: Stage, case: Case) -> None:
+    """The provider captured a payment that nobody here knows."""
+    case.know["event"] = f"evt_{case.student}"
+    await stage.world.webhook(new_id(), event_id=case.know["event"])
+
+
+def two_each(prepare: Prepare) -> Prepare:
+    """Cases of two students, with what each has paid."""
+
+    async def prepared(stage: Stage, number: int) -> list[Case]:
+        singles = await prepare(stage, 2 * number)
+        return [
+            Case([*one.students, *other.students], [*one.payments, *other.payments], know=one.know)
+            for one, other in zip(singles[::2], singles[1::2], strict=True)
+        ]
+
+    return prepared
+
+
 def no_trainers(prepare: Prepare) -> Prepare:
     """Nobody teaches while these are to be allocated, so they wait; then all teach again, unsaid."""
 
@@ -255,8 +311,9 @@ where correlation_id = %(payment)s and type = %(type)s
 
 
 async def make_old(stage: Stage, case: Case) -> None:
-    for statement in MAKE_OLD:
-        await stage.world.run(statement, payment=case.payment)
+    for payment in case.payments:
+        for statement in MAKE_OLD:
+            await stage.world.run(statement, payment=payment)
 
 
 MAKE_OLD = (

@@ -7,12 +7,13 @@ supervisor or an operator would, until it says that it is done.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+from caravan import pauses
 from caravan.apps.subscriptions import BY_GROUP
 from caravan.db import Tx
 from caravan.eventlog import dead_letters, workers
@@ -22,6 +23,9 @@ from caravan.eventlog.workers import Worker
 from caravan.fulfilment.gaps import Step as RepairStep
 from caravan.fulfilment.reconciler import Reconciler
 from caravan.fulfilment.repair import run_step
+from caravan.payments import store as payments
+from caravan.payments.providers import SANDBOX, SUCCEEDED, ProviderEvent, ProviderRecord, SandboxProvider
+from caravan.payments.refill import refill
 from caravan.people.students import create_student, update_student
 from caravan.people.trainers import set_active
 from verify.crashpoints import prepare as p
@@ -188,6 +192,55 @@ async def replay_all(stage: Stage, _cases: Sequence[Case]) -> None:
     for row in await stage.world.rows("select id from dead_letters where status = 'parked'"):
         async with stage.world.db.transaction("admin-service") as tx:
             await dead_letters.replay(tx, row["id"], BY_GROUP, by="verify", note="verify")
+
+
+async def resume_all(stage: Stage, cases: Sequence[Case]) -> None:
+    """The pauses have held; they end, and the reconciler lets all go on."""
+    await stage.world.work()
+    stages = await stage.world.rows(REASONS, payments=[case.payment for case in cases])
+    if [row["reason"] for row in stages] != ["STAGE_PAUSED"] * len(cases):
+        raise AssertionError(f"paused, and yet {stages}")
+    for case in cases:
+        await end_pause(stage, case)
+    await let_go_on(stage, cases)
+
+
+REASONS = "select reason from undelivered where payment_id = any(%(payments)s)"
+
+
+async def let_go_on(stage: Stage, _cases: Sequence[Case]) -> None:
+    """What waited for pauses that are over."""
+    reconciler = Reconciler(stage.world.db, SETTINGS)
+    reconciler.tasks = tuple(task for task in reconciler.tasks if task.name == "resumed")
+    await reconciler.run_once()
+
+
+async def end_pause(stage: Stage, case: Case) -> None:
+    async with stage.world.db.transaction("admin-service") as tx:
+        pause_id = await pauses.find_pause(tx, p.city_of(case))
+        assert pause_id is not None
+        await pauses.resume(tx, pause_id)
+
+
+def in_its_city(path: str, **more: Any) -> Any:
+    """A request of the operator about the case's city."""
+
+    async def request(stage: Stage, case: Case) -> Answer:
+        return await stage.ask("POST", f"/api/v1/admin{path}", NOTE | {"city": case.know["city"]} | more)
+
+    return request
+
+
+async def deal_with(stage: Stage, case: Case) -> Answer:
+    body = NOTE | {"provider": "sandbox", "eventId": case.know["event"]}
+    return await stage.ask("POST", "/api/v1/admin/unclaimed/dealt-with", body)
+
+
+async def none_is_unclaimed(stage: Stage, cases: Sequence[Case]) -> None:
+    left = await stage.world.rows("select event_id, outcome from webhook_events where outcome <> 'dealt with'")
+    told = await stage.world.rows("select 1 from audit_log where action = 'deal with unclaimed money'")
+    if left or len(told) != len(cases):
+        raise AssertionError(f"{left} of {len(cases)}, {len(told)} in the audit")
 
 
 # ------------------------------------------------------------------ workers
@@ -361,6 +414,53 @@ class Call(Step):
     async def act(self, stage: Stage, case: Case) -> bool:
         await stage.db.transact(lambda tx: self.work(tx, case), "admin-service")
         return True
+
+
+@dataclass(slots=True)
+class Refill(Step):
+    """What a provider's books have and ours don't, taken in; the command is given again until it ends."""
+
+    async def act(self, stage: Stage, case: Case) -> bool:
+        await refill(stage.db, {SANDBOX: OneRecord(case.know["record"])}, SINCE_EVER)
+        return True
+
+
+SINCE_EVER = datetime(2000, 1, 1, tzinfo=UTC)
+
+
+class OneRecord(SandboxProvider):
+    """A provider whose books have one record."""
+
+    def __init__(self, record: ProviderRecord) -> None:
+        super().__init__(["whsec_c2VjcmV0"])
+        self._record = record
+
+    def list_records(self, since: datetime) -> Iterator[ProviderRecord]:
+        yield self._record
+
+
+async def be_captured_elsewhere(stage: Stage, case: Case) -> None:
+    """The provider has the money, and keeps what we asked for with it."""
+    async with stage.world.db.transaction() as tx:
+        payment = await payments.find_payment(tx, case.payment)
+        assert payment is not None
+        checkout = await payments.lock_checkout(tx, payment.checkout_id)
+        cents = payment.amount_cents
+        event = ProviderEvent(SANDBOX, f"evt_{case.payment}", SUCCEEDED, tx.now, b"{}", payment.id, cents, "INR")
+        case.know["record"] = ProviderRecord(event, payment, checkout)
+
+
+async def be_lost(stage: Stage, case: Case) -> None:
+    """The backup is older than the payment."""
+    for statement in LOSE_PAYMENT:
+        await stage.world.run(statement, payment=case.payment)
+
+
+LOSE_PAYMENT = (
+    "delete from outbox where correlation_id = %(payment)s::text",
+    "with lost as (delete from payments where id = %(payment)s returning checkout_id)"
+    " delete from checkouts c using lost where c.id = lost.checkout_id",
+)
 
 
 async def locate(tx: Tx, case: Case) -> None:

@@ -42,7 +42,7 @@ class DryRun(Exception):
 
 
 async def pause(tx: Tx, actor: Actor, scope: Scope, note: str | None) -> Pause:
-    """Stop a stage; the edge calls `pauses.wait_for_begun` after the commit. Raises what pauses.pause does."""
+    """Stop a stage; the edge calls it within `pauses.take_hold`. Raises what pauses.pause does."""
     note = require_note(note)
     paused = await pauses.pause(tx, scope, note=note, by=actor.name)
     await _record(tx, actor, "pause", paused, note, before=None, after=_scope(paused))
@@ -137,12 +137,10 @@ async def repair_many(
         return told[0]
 
     async def look(payment_id: UUID) -> str:
-        async with db.transaction(source, read_only=True) as tx:
-            (finding,) = await diagnose(tx, payment_id=payment_id)
+        (finding,) = await db.transact(lambda tx: diagnose(tx, payment_id=payment_id), source)
         return finding.stage
 
-    async with db.transaction(source, read_only=True) as tx:
-        payment_ids = await bulk.choose(tx, chosen)
+    payment_ids = await db.transact(lambda tx: bulk.choose(tx, chosen), source)
     done = await bulk.repair_many(payment_ids, repair_one, None if dry_run else look)
     if done.lines and not dry_run:
         await db.transact(lambda tx: _record_many(tx, actor, chosen, note, done), source)

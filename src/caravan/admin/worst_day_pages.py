@@ -30,7 +30,6 @@ Repairer = Annotated[Actor, page_actor("admin:bulk")]
 Cashier = Annotated[Actor, page_actor("admin:money")]
 
 
-
 class CourseUnreadable(Invalid):
     """A course is named by its id."""
 
@@ -109,10 +108,10 @@ async def press_pause(
 ) -> Response:
     try:
         scope = _read_scope(stage, course_id, city)
-        await write(lambda tx: worst_day.pause(tx, actor, scope, note))
+        _, under_way = await pauses.take_hold(db, write(lambda tx: worst_day.pause(tx, actor, scope, note)))
     except DomainError as problem:
         return await _pauses(request, actor, db, problem=problem)
-    if under_way := await pauses.wait_for_begun(db):
+    if under_way:
         request.state.pauses = None
         return await _pauses(request, actor, db, under_way=under_way)
     return RedirectResponse("/admin/pauses", status_code=303)

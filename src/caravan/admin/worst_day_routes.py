@@ -153,7 +153,7 @@ async def post_pause(body: PauseIn, actor: Pauser, db: Db, write: Write) -> Paus
     async def work(tx: Tx) -> Pause:
         return await worst_day.pause(tx, actor, body.scope, body.note)
 
-    return PauseOut.of(await write(work), await pauses.wait_for_begun(db))
+    return PauseOut.of(*await pauses.take_hold(db, write(work)))
 
 
 @router.post("/pauses/resume")

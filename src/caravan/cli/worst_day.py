@@ -25,8 +25,8 @@ SOURCE = "caravan-cli"
 
 def pause(data: Path | None, scope: Scope, note: str, *, as_json: bool) -> int:
     async def work(db: Database, _settings: Settings) -> tuple[Pause, int]:
-        paused = await db.transact(lambda tx: worst_day.pause(tx, actor(), scope, note), SOURCE)
-        return paused, await pauses.wait_for_begun(db)
+        pausing = db.transact(lambda tx: worst_day.pause(tx, actor(), scope, note), SOURCE)
+        return await pauses.take_hold(db, pausing)
 
     paused, under_way = run(data, work)
     said = f"{paused.sentence[0].upper()}{paused.sentence[1:]} Checkouts and payments go on; what is paid for waits."
