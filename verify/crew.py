@@ -12,16 +12,19 @@ from datetime import timedelta
 
 from psycopg import sql
 
+from caravan.admin import worst_day
 from caravan.apps.subscriptions import SUBSCRIPTIONS
 from caravan.db import Database, Tx
 from caravan.eventlog.consumer import Consumer
 from caravan.eventlog.subscription import Subscription, register_groups
 from caravan.eventlog.workers import Worker
+from caravan.web.auth import Actor
 from verify.processes import in_processes
 from verify.report import PartResult
 from verify.scratch import ScratchDatabase
 
 TURNS_MAX = 5_000
+OPERATOR = Actor.system("verify")
 
 
 class MovedClock(Database):
@@ -40,6 +43,25 @@ class MovedClock(Database):
         async with super().transaction(source, read_only=read_only, named=named, few=few) as tx:
             tx.now += self.ahead
             yield tx
+
+
+LIST_LATE = """
+select u.payment_id, pu.start_date > (%(soonest)s at time zone 'UTC')::date + 1 as asked_too_early
+from undelivered u join student_course_purchases pu on pu.payment_id = u.payment_id
+where u.reason = 'START_PASSED' and not u.held order by u.payment_id
+"""
+
+
+async def agree_to_starts(db: Database, notice: timedelta) -> int:
+    """Families agree to the next possible start where we were too late for the one they chose; how many did."""
+    late = await db.transact(lambda tx: tx.tuples(LIST_LATE, {"soonest": tx.now + notice}), "verify")
+    for payment, asked_too_early in late:
+        assert not asked_too_early, f"the start that was chosen for {payment} is still possible"
+        await db.transact(
+            lambda tx, payment=payment: worst_day.confirm_start(tx, OPERATOR, payment, "verify", notice=notice),
+            "admin-service",
+        )
+    return len(late)
 
 
 class StillBusy(Exception):

@@ -49,8 +49,7 @@ from caravan.people.availability import Rule
 from caravan.people.students import create_student, update_student
 from caravan.people.trainers import create_trainer, set_absence, set_active
 from caravan.sessions.operations import SessionsAllCounted
-from caravan.web.auth import Actor
-from verify.crew import Crew, MovedClock, Share, spread, wipe
+from verify.crew import OPERATOR, Crew, MovedClock, Share, agree_to_starts, spread, wipe
 from verify.expected import TIER, Attempt, Checkout, Town
 from verify.parts import Context
 from verify.processes import PROCESSES
@@ -66,7 +65,6 @@ TRAINERS_MAX = 4
 START_DAYS = 4
 STEP_SECONDS_MAX = 60.0
 SETTLE_TURNS = 2
-OPERATOR = Actor.system("verify")
 NOTICE = timedelta(hours=SETTINGS.notice_hours)
 
 T = TypeVar("T")
@@ -570,6 +568,9 @@ class TownMachine(RuleBasedStateMachine):
             self.bench.do(self.bench.crew.drain())
             self._reconcile()
         self.bench.do(self.bench.crew.drain())
+        if self.bench.do(agree_to_starts(self.bench.db, NOTICE)):
+            self.fire("agreed to a later start", "")
+            self.bench.do(self.bench.crew.drain())
 
     def _compare(self) -> None:
         for attempt in self.town.attempts:

@@ -31,7 +31,7 @@ from caravan.payments.webhooks import receive_webhook
 from caravan.people.availability import Rule
 from caravan.people.students import create_student, update_student
 from caravan.people.trainers import create_trainer, set_availability
-from verify.crew import Crew, MovedClock, Share, spread, wipe
+from verify.crew import Crew, MovedClock, Share, agree_to_starts, spread, wipe
 from verify.lives import KINDS, LIVES, Fact, Life, must_end, orders_of, payer_of, with_echoes
 from verify.parts import Context
 from verify.processes import PROCESSES
@@ -45,6 +45,7 @@ COINS = 100
 START_DAYS = 4
 SLOT = "6:00 AM"
 OUTAGE_DAYS = (5, 30)
+AGREED = "agreed to a later start"
 TURNS = (0.0, 0.15, 0.4, 0.7)  # how likely it is that a group turns before the next fact
 SETTLE_TURNS = 2  # of the reconciler, after an outage
 CHANGES_EVERY = 4  # so manieth lane is where the clocks are about to change
@@ -69,7 +70,9 @@ async def run(context: Context) -> PartResult:
                 result.violated(f"{class_} ended in two ways: {ends[class_][0]} and {state}", lane)
     result.good_min = 0 if context.case else cases
     result.must_fire = (
-        () if context.case else (*KINDS, "the clocks change", "heard twice", "a group slept", "turned in between")
+        ()
+        if context.case
+        else (*KINDS, "the clocks change", "heard twice", "a group slept", "turned in between", AGREED)
     )
     orders = sum(len(list_orders(context.seed, outage)) for outage in (False, True))
     result.extra = {"lives": len(LIVES), "classes": len(ends), "orders": orders}
@@ -332,6 +335,9 @@ class Lane:
         for _ in range(SETTLE_TURNS):
             await reconciler.run_once()
             await self.crew.drain()
+        notice = timedelta(hours=SETTINGS.notice_hours)
+        self.result.fired[AGREED] += await agree_to_starts(self.db, notice)
+        await self.crew.drain()
 
     async def _happen(self, case: Case) -> None:
         fact = case.to_come.pop(0)
@@ -426,5 +432,6 @@ def _state(case: Case, row: dict[str, Any], zone: str) -> dict[str, Any]:
         state[f"{name} at"] = sorted({start.strftime("%H:%M") for start in times})
     if case.life.outage:
         # What was held, or should have been, while the workers were down is over: only what is to come is compared.
-        del state["booked"], state["booked at"]
+        # And who was too late for the start that was chosen has agreed to another one.
+        del state["booked"], state["booked at"], state["start"]
     return state

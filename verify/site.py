@@ -268,8 +268,9 @@ def judge_answer(answer: httpx2.Response, *, program: bool = True, reflected: st
         return f"{status}: {answer.text[:200]}"
     if status < 400:
         return None
+    text = answer.text.replace("<select ", "<")  # a form's, no statement
     for leak in LEAKS:
-        if leak in answer.text and leak not in reflected:
+        if leak in text and leak not in reflected:
             return f"{status} tells {leak!r}: {answer.text[:300]}"
     if not program:
         return None

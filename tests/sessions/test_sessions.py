@@ -505,10 +505,12 @@ async def test_the_rest_goes_around_a_substitutes_session_not_behind_it(db: Data
         rows = await tx.tuples(
             "select starts_at, trainer_id from tutoring_sessions where status = 'scheduled' order by 1"
         )
+        # By the hour at which this runs, the next slot may be too soon for another trainer.
+        too_soon = sum(start < tx.now + timedelta(hours=12) for start in before)
         assert len(rows) == 10
         assert {trainer for _, trainer in rows} == {substitute}
         assert rows[0][0] <= before[1]  # the pattern's next slot, not the first after the make-up
-        assert rows[-1][0] == before[-1]
+        assert rows[-1][0] == before[-1] + timedelta(days=too_soon)
         await adds_up(tx, made)
 
 

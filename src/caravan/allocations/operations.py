@@ -267,7 +267,7 @@ def _late_for(case: _Case, now: datetime, notice: timedelta, holidays: Collectio
     Who waits for something else (a trainer, a place) rolls on by the day, and so does money that came too late.
     """
     state = case.state
-    if state.numbered or case.plan.kept or case.plan.left:
+    if state.stage is not Stage.PURCHASED or state.numbered or case.plan.kept or case.plan.left:
         return False
     kept = state.reason in (Reason.STAGE_PAUSED, Reason.START_PASSED)
     if state.waits and not kept:
