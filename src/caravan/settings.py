@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import parse_qs, urlsplit
 
+from psycopg import ProgrammingError
+from psycopg.conninfo import conninfo_to_dict
 from pydantic import AliasChoices, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -101,6 +103,13 @@ class Settings(BaseSettings):
         # libpq's other spelling, `host=db dbname=caravan`, is as good.
         if value is not None and not value.startswith(("postgresql://", "postgres://", "host=", "dbname=", "user=")):
             raise ValueError("must look like postgresql://user:password@host:5432/database")
+        try:
+            conninfo_to_dict(value or "")
+        except ProgrammingError:  # its text would show the password
+            raise ValueError(
+                "must look like postgresql://user:password@host:5432/database, with other signs than letters and"
+                " digits of user and password as %XX"
+            ) from None
         return value
 
     @field_validator("kafka_broker")

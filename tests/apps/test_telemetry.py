@@ -5,6 +5,10 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
+import pty
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -68,3 +72,57 @@ def test_a_password_in_a_url_is_hidden_also_inside_a_traceback(stream: io.String
 
     assert "hunter2" not in stream.getvalue()
     assert "RuntimeError" in lines(stream)[0]["exception"]
+
+
+def test_a_row_that_postgresql_refused_is_hidden(stream: io.StringIO) -> None:
+    detail = "DETAIL:  Failing row contains (1, Ananya (Anu)., 28.4595,\nsecond line)."
+    try:
+        raise RuntimeError(f"violates check constraint\n{detail}\nCONTEXT:  more")
+    except RuntimeError as error:
+        structlog.get_logger().exception("failed", error=str(error))
+
+    told = stream.getvalue()
+    assert "violates check constraint" in told
+    assert "CONTEXT:  more" in told
+    assert "Ananya" not in told
+    assert "second line" not in told
+
+
+FAILS = """
+import structlog
+{configure}
+def handle(records):
+    return records[0].missing
+try:
+    handle(["Ananya Shetty, 28.4595"])
+except AttributeError:
+    structlog.get_logger().exception("failed")
+"""
+
+
+@pytest.mark.parametrize(
+    "configure",
+    [
+        "from caravan import telemetry; telemetry.configure_logging()",
+        "import caravan.eventlog.member",  # a benchmark's or a script's way: nobody configures
+    ],
+    ids=["configured", "left alone"],
+)
+def test_a_traceback_on_a_terminal_shows_no_local_variable(configure: str) -> None:
+    """Whole pages of records stand in a handler's; its lines of code do no harm."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-c", FAILS.format(configure=configure)]
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs) as failing:
+        os.close(theirs)
+        told = b""
+        try:
+            while some := os.read(ours, 65536):
+                told += some
+        except OSError:  # Linux says so at the end
+            pass
+        finally:
+            os.close(ours)
+    assert failing.returncode == 0
+    assert b"AttributeError" in told
+    assert b"Ananya" not in told
+    assert told.count(b"\n") < 12

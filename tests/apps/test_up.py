@@ -134,6 +134,7 @@ def test_a_database_that_does_not_answer_is_one_line(data_dir: Path) -> None:
 
     assert refused.returncode == 1
     assert refused.stderr.startswith("caravan: POSTGRES_URL: the database does not answer")
+    assert refused.stderr.count("\n") == 1
     assert "hunter2" not in refused.stderr + refused.stdout
 
 

@@ -165,7 +165,7 @@ class Client:
                 await asyncio.sleep(0.005)
 
 
-async def test_nobody_misses_a_frame_while_redis_is_killed_flushed_and_frozen(
+async def test_nobody_misses_a_frame_while_redis_is_killed_flushed_frozen_and_refuses(
     db: Database, database_url: str, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two WebSocket servers, several clients, PostgreSQL's poll switched off: hints alone bring everything."""
@@ -187,8 +187,13 @@ async def test_nobody_misses_a_frame_while_redis_is_killed_flushed_and_frozen(
         clients = [Client(house, person) for house in houses for _ in range(2)]
         listening = [asyncio.create_task(client.listen()) for client in clients]
         said = 0
-        for trouble in (lambda: None, redis_server.kill, redis_server.start, redis_server.flush, redis_server.freeze,
-                        lambda: None, redis_server.thaw, lambda: None):  # fmt: skip
+        server = redis_server
+        for trouble in (lambda: None, server.kill, server.start, server.flush, server.freeze,
+                        lambda: None, server.thaw, lambda: None,
+                        lambda: server.ask("CONFIG", "SET", "maxmemory", "1"),  # full
+                        lambda: server.ask("REPLICAOF", "127.0.0.1", "1"),  # read-only
+                        lambda: server.ask("ACL", "SETUSER", "default", "-publish"),
+                        lambda: server.ask("ACL", "SETUSER", "default", "+publish")):  # fmt: skip
             trouble()
             await houses[0].say(student, 3)
             said += 3

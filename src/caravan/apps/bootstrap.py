@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import sha256
 
+import structlog
+
 from caravan.apps.subscriptions import subscribe
 from caravan.db import Database
 from caravan.db.migrate import check_schema
+from caravan.db.reach import wait_until_reachable
 from caravan.db.redis import Redis
 from caravan.db.wake import Wake
 from caravan.eventlog.carrier import register_relay
@@ -23,6 +26,8 @@ from caravan.student_views.cache import ViewCache
 from caravan.web import audit
 
 CONNECTIONS_MAX = 12
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,9 @@ async def open_platform(settings: Settings) -> AsyncGenerator[Platform]:
     if settings.postgres_url is None:
         raise BadSettings("POSTGRES_URL: there is no database to work with; set it, or use `caravan up`.")
     audit.use_build(settings.build)
+    await wait_until_reachable(settings.postgres_url, "POSTGRES_URL", waiting=log.warning)
+    if settings.postgres_direct_url:
+        await wait_until_reachable(settings.postgres_direct_url, "CARAVAN_POSTGRES_DIRECT_URL", waiting=log.warning)
     await check_schema(settings.postgres_url)
     redis = Redis(settings.redis_url) if settings.redis_url else None
     views = ViewCache(redis) if redis else None

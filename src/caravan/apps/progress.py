@@ -51,7 +51,8 @@ class Progress:
         if self._json:
             self._log.warning(what, **facts)
         else:
-            self._write(f"  {what}: " + ", ".join(f"{name} {value}" for name, value in facts.items()))
+            told = ", ".join(f"{name} {value}" for name, value in facts.items())
+            self._write(f"  {what}: {told}" if told else f"  {what}")
 
     def stopping(self) -> None:
         if not self._json:

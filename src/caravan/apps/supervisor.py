@@ -28,6 +28,7 @@ from caravan.apps.progress import Progress
 from caravan.apps.services import WEB, background
 from caravan.db.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from caravan.db.migrate import SchemaProblem, migrate
+from caravan.db.reach import Unreachable, wait_until_reachable, why
 from caravan.settings import Settings
 
 CHILDREN_STOP_SECONDS = 3.0
@@ -172,13 +173,14 @@ class Supervisor:
                 raise
             self.settings = self.settings.model_copy(update={"postgres_url": url})
         assert self.settings.postgres_url is not None
+        direct = self.settings.postgres_direct_url
+        setting = "CARAVAN_POSTGRES_DIRECT_URL" if direct else "POSTGRES_URL"
         try:
-            applied = await migrate(self.settings.postgres_direct_url or self.settings.postgres_url)
-        except psycopg.OperationalError as error:
-            raise UpRefused(
-                f"POSTGRES_URL: the database does not answer ({_first_line(error)}): start it, or unset POSTGRES_URL"
-                " to use the embedded one."
-            ) from None
+            await wait_until_reachable(direct or self.settings.postgres_url, setting, waiting=self.progress.warn)
+            applied = await migrate(direct or self.settings.postgres_url)
+        except (Unreachable, psycopg.OperationalError) as error:
+            said = str(error) if isinstance(error, Unreachable) else f"{setting}: the database went away ({why(error)})"
+            raise UpRefused(f"{said}: start it, or unset POSTGRES_URL to use the embedded one.") from None
         self.progress.done(("embedded" if self.embedded else "POSTGRES_URL") + (", schema made" if applied else ""))
 
     async def _keep_database(self) -> None:
@@ -323,7 +325,3 @@ def _restart(embedded: EmbeddedPostgres) -> str:
 
 def _new_webhook_secret() -> str:
     return "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0]

@@ -13,7 +13,7 @@ import psycopg
 import psycopg_pool
 
 from caravan import telemetry
-from caravan.cli.options import database_settings, fail
+from caravan.cli.options import database_settings, fail, fail_for_lack_of_database
 from caravan.db import Database
 from caravan.db.migrate import check_schema
 from caravan.db.wake import CHANNEL, EVERYTHING, PAYLOAD_BYTES_MAX
@@ -36,7 +36,7 @@ def run(data: Path | None, work: Callable[[Database, Settings], Awaitable[T]]) -
     except DomainError as error:
         fail(str(error), error.problem_code)
     except (psycopg.OperationalError, psycopg_pool.PoolTimeout) as error:
-        fail(f"The database does not answer: {(str(error).strip().splitlines() or [''])[0]}")
+        fail_for_lack_of_database(data, error)
 
 
 async def _run(settings: Settings, work: Callable[[Database, Settings], Awaitable[T]]) -> T:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
 import psycopg_pool
 
+from caravan import telemetry
 from caravan.apps import control
 from caravan.apps.folder import DataFolder
 from caravan.apps.services import background
 from caravan.apps.subscriptions import SUBSCRIPTIONS
 from caravan.cli.options import FINE, FOUND_PROBLEMS, settings_of, start_command
 from caravan.cli.output import show
+from caravan.cli.outside import look_at_kafka, look_at_redis
 from caravan.db import Database, Tx
 from caravan.db.embedded import EmbeddedPostgresError, embedded_url
 from caravan.db.migrate import SchemaProblem, check_schema
+from caravan.db.reach import why
 from caravan.eventlog.carrier import get_carrier
 from caravan.eventlog.dead_letters import list_dead_letters
 from caravan.eventlog.lag import list_lag
@@ -44,10 +48,12 @@ class Check:
 def doctor(data: Path | None, *, deep: bool, as_json: bool) -> int:
     """`deep`: also what reads the whole log and every text; takes its time on a large database."""
     settings = settings_of(data)
+    telemetry.configure_logging(json=settings.log_json, stream=sys.stderr, level="ERROR")  # a check says what it found
     checks = [
         Check("settings", True, f"build {settings.build}"),
         _disk(settings),
         *_database(data, settings, deep=deep),
+        *_outside(settings),
     ]
     ok = all(check.ok for check in checks)
     text = "\n".join(f"  {'ok     ' if check.ok else 'PROBLEM'}  {check.name}: {check.said}" for check in checks)
@@ -62,6 +68,12 @@ def _disk(settings: Settings) -> Check:
     free = shutil.disk_usage(folder).free
     said = f"{free / 1e9:.1f} GB free at {folder}"
     return Check("disk", free >= DISK_BYTES_MIN, said if free >= DISK_BYTES_MIN else said + ": make room")
+
+
+def _outside(settings: Settings) -> list[Check]:
+    """Kafka and Redis, where this installation has them; whether the database answers or not."""
+    looks = {"Kafka": look_at_kafka(settings), "Redis": asyncio.run(look_at_redis(settings))}
+    return [Check(name, *look) for name, look in looks.items() if look is not None]
 
 
 def _database(data: Path | None, settings: Settings, *, deep: bool) -> list[Check]:
@@ -81,7 +93,8 @@ def _database(data: Path | None, settings: Settings, *, deep: bool) -> list[Chec
     except SchemaProblem as error:
         return [*found, Check("schema", False, str(error))]
     except (psycopg.OperationalError, psycopg_pool.PoolTimeout) as error:
-        return [*found, Check("database", False, f"does not answer: {(str(error).splitlines() or [''])[0]}")]
+        whose = "" if settings.postgres_url is None else "POSTGRES_URL: "
+        return [*found, Check("database", False, f"{whose}it does not answer ({why(error)})")]
 
 
 def _supervisor(settings: Settings) -> Check:
@@ -109,6 +122,7 @@ async def _ask(data: Path | None, url: str, *, deep: bool) -> list[Check]:
                 Check("database", True, f"PostgreSQL {await tx.value(SERVER)}"),
                 Check("schema", True, "fits this release"),
                 Check("extensions", not missing, ", ".join(missing or EXTENSIONS) + (" missing" if missing else "")),
+                *await _kafka_not_asked(data, tx),
                 await _workers(data, tx),
                 await _lag(data, tx),
                 await _letters(tx),
@@ -116,6 +130,12 @@ async def _ask(data: Path | None, url: str, *, deep: bool) -> list[Check]:
                 *await _alerts(tx),
                 *await _invariants(tx, deep=deep),
             ]
+
+
+async def _kafka_not_asked(data: Path | None, tx: Tx) -> list[Check]:
+    used = (await get_carrier(tx)).kafka and settings_of(data).kafka_broker is None
+    said = "not asked: KAFKA_BROKER is not set here, as it is where the workers run"
+    return [Check("Kafka", True, said)] if used else []
 
 
 async def _workers(data: Path | None, tx: Tx) -> Check:

@@ -41,6 +41,14 @@ def show_error(code: str, detail: str) -> None:
     typer.echo(json.dumps({"error": {"code": code, "detail": detail}}, ensure_ascii=False, indent=2))
 
 
+def fail_for_lack_of_database(data: Path | None, error: BaseException) -> NoReturn:
+    """One line; it names the setting, where there is one."""
+    from caravan.db.reach import why
+
+    whose = "POSTGRES_URL: the" if settings_of(data).postgres_url is not None else "The"
+    fail(f"{whose} database does not answer ({why(error)})")
+
+
 def start_command(data: Path | None, service: str) -> str:
     """What starts a service that is missing here: `up` runs them all where the database is its own."""
     if settings_of(data).postgres_url is not None:

@@ -6,7 +6,8 @@ Only modules named kafka_* and the relay import confluent_kafka, and only where 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,6 +100,16 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
+class KafkaSeen:
+    """What a cluster has of ours, and what it lacks: names of topics and of groups, as the cluster has them."""
+
+    topics: list[str]
+    topics_missing: list[str]
+    groups: list[str]
+    groups_missing: list[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Kafka:
     """The cluster that KAFKA_BROKER names. Names of topics and groups are the contract's, behind our prefix."""
 
@@ -139,20 +150,49 @@ class Kafka:
 
         Raises KafkaUnavailable, and BadSettings for topics that contradict the settings.
         """
+        with self._asking(seconds) as admin:
+            names, present = self._list_topics(admin, seconds)
+            self._make(admin, [name for name in names if name not in present])
+            self._check(admin, present, seconds)
+
+    def look(self, groups: Iterable[str], seconds: float = ASK_SECONDS) -> KafkaSeen:
+        """What the cluster has of ours; nothing is made. Blocks; raises as `ensure_topics` does."""
+        with self._asking(seconds) as admin:
+            names, present = self._list_topics(admin, seconds)
+            self._check(admin, present, seconds)
+            asked: Any = admin.list_consumer_groups(request_timeout=seconds)
+            joined = {each.group_id for each in asked.result(seconds * 2).valid}
+            wanted = [self.named(group) for group in groups]
+            return KafkaSeen(
+                topics=[name for name in names if name in present],
+                topics_missing=[name for name in names if name not in present],
+                groups=[group for group in wanted if group in joined],
+                groups_missing=[group for group in wanted if group not in joined],
+            )
+
+    @contextmanager
+    def _asking(self, seconds: float) -> Generator[Any]:
+        """An admin client; what fails inside is KafkaUnavailable, in words."""
         line = Line("topics")
         # An admin client tells its errors when it is polled; quietly, for whoever asked gets one in words.
         heard: list[KafkaError] = []
         admin: Any = AdminClient(self.common(line, error_cb=heard.append, **{"socket.timeout.ms": int(seconds * 1000)}))
         try:
-            present = admin.list_topics(timeout=seconds).topics
-            names = [self.named(name) for name in self.topics]
-            self._make(admin, [name for name in names if name not in present])
-            self._check_partitions({name: len(present[name].partitions) for name in names if name in present})
-            self._check_retention(admin, [name for name in names if name in present], seconds)
+            yield admin
         except KafkaException as error:
             admin.poll(0)
             exact = next((each for each in heard if each.code() in _EXACT), None)
             raise unavailable(error, exact) from None
+
+    def _list_topics(self, admin: Any, seconds: float) -> tuple[list[str], dict[str, int]]:
+        """Our topics' names, and the partitions of those that are there."""
+        names = [self.named(name) for name in self.topics]
+        found = admin.list_topics(timeout=seconds).topics
+        return names, {name: len(found[name].partitions) for name in names if name in found}
+
+    def _check(self, admin: Any, present: dict[str, int], seconds: float) -> None:
+        self._check_partitions(present)
+        self._check_retention(admin, present, seconds)
 
     def _make(self, admin: Any, names: list[str]) -> None:
         partitions, hours = self.settings.kafka_partitions, self.settings.kafka_retention_hours

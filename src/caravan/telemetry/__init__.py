@@ -24,11 +24,13 @@ SECRET_NAMES = re.compile(
 )
 # A password inside a URL, whoever printed it (drivers do).
 URL_PASSWORD = re.compile(r"(://[^:/@\s]*:)[^@\s]+@")
+# What PostgreSQL tells of a broken constraint: the whole row, with names and places.
+ROW = re.compile(r"(Failing row contains \().*?\)\.?(?=\n|$)", re.DOTALL)
 DEPTH_MAX = 6
 
 
 def redact(_logger: Any, _method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """A structlog processor: hides values by their name, and passwords inside URLs."""
+    """A structlog processor: hides values by their name, passwords inside URLs, and rows that PostgreSQL refused."""
     for name, value in line.items():
         line[name] = _redacted(name, value, 0)
     return line
@@ -38,7 +40,7 @@ def _redacted(name: str, value: Any, depth: int) -> Any:
     if SECRET_NAMES.search(name) and value is not None:
         return HIDDEN
     if isinstance(value, str):
-        return URL_PASSWORD.sub(rf"\1{HIDDEN}@", value)
+        return ROW.sub(rf"\1{HIDDEN})", URL_PASSWORD.sub(rf"\1{HIDDEN}@", value))
     if depth < DEPTH_MAX:
         if isinstance(value, dict):
             fields = cast("dict[Any, Any]", value)
@@ -47,6 +49,29 @@ def _redacted(name: str, value: Any, depth: int) -> Any:
             items = cast("list[Any]", value)
             return [_redacted("", inner, depth + 1) for inner in items]
     return value
+
+
+def _show_no_locals() -> None:
+    """Where nobody configures (a benchmark, a test, a script), structlog would draw tracebacks with local variables.
+
+    Those are pages of rows, with names and places.
+    """
+    if not structlog.is_configured():
+        structlog.configure(
+            processors=[
+                structlog.contextvars.merge_contextvars,
+                structlog.processors.add_log_level,
+                structlog.processors.StackInfoRenderer(),
+                structlog.dev.set_exc_info,
+                structlog.processors.TimeStamper(fmt="%Y-%m-%d %H:%M:%S", utc=False),
+                structlog.processors.format_exc_info,
+                redact,
+                structlog.dev.ConsoleRenderer(colors=False),
+            ]
+        )
+
+
+_show_no_locals()
 
 
 def configure_logging(*, json: bool | None = None, stream: TextIO | None = None, level: str = "INFO") -> None:

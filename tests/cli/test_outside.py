@@ -1,0 +1,59 @@
+"""`caravan doctor` on what stands outside the database: a real Kafka and a real Redis, well and not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from uuid import uuid4
+
+from caravan.eventlog.kafka_client import Kafka
+from caravan.settings import load_settings
+from tests.apps.running import caravan
+from tests.kafka.server import KafkaServer
+from tests.redis_server import RedisServer
+
+NOBODY = "127.0.0.1:1"
+
+
+def doctor(data: Path, **env: str) -> dict[str, tuple[bool, str]]:
+    """What it says of each thing; no database is there, and it looks at the others all the same."""
+    done = caravan("doctor", "--json", "--data", data, **env)
+    assert (done.returncode, done.stderr) == (6, "")
+    return {check["name"]: (check["ok"], check["said"]) for check in json.loads(done.stdout)["checks"]}
+
+
+def test_kafka_its_topics_and_groups(tmp_path: Path, kafka_server: KafkaServer) -> None:
+    prefix = f"doctor-{uuid4().hex[:8]}-"
+    env = {
+        "KAFKA_BROKER": kafka_server.address, "CARAVAN_KAFKA_PREFIX": prefix, "CARAVAN_KAFKA_PARTITIONS": "2",
+    }  # fmt: skip
+    fine, said = doctor(tmp_path, **env)["Kafka"]
+    assert (fine, f"no topic {prefix}purchase-confirmed, " in said) == (False, True)
+
+    Kafka(load_settings(env)).ensure_topics(10.0)
+    fine, said = doctor(tmp_path, **env)["Kafka"]
+    assert fine, said
+    for name in ("purchase-confirmed", "purchase-created", "trainer-allocated", "dead-letter-queue"):
+        assert prefix + name in said
+    assert f"never joined: {prefix}purchase-creation-workers, " in said
+
+    fine, said = doctor(tmp_path, **env | {"CARAVAN_KAFKA_PARTITIONS": "3"})["Kafka"]
+    assert (fine, said.startswith("CARAVAN_KAFKA_PARTITIONS: is 3, but the topic")) == (False, True)
+
+
+def test_kafka_that_nobody_finds(tmp_path: Path) -> None:
+    fine, said = doctor(tmp_path, KAFKA_BROKER=NOBODY)["Kafka"]
+    assert (fine, "nobody answers at KAFKA_BROKER" in said, "\n" in said) == (False, True, False)
+
+
+def test_redis_well_refusing_and_gone(tmp_path: Path, redis_server: RedisServer) -> None:
+    assert doctor(tmp_path, REDIS_URL=redis_server.url)["Redis"] == (True, "answers, and takes writes")
+    redis_server.ask("REPLICAOF", "127.0.0.1", "1")
+    fine, said = doctor(tmp_path, REDIS_URL=redis_server.url)["Redis"]
+    assert (fine, said.startswith("REDIS_URL: it refuses writes (")) == (False, True), said
+    fine, said = doctor(tmp_path, REDIS_URL=f"redis://:hunter2@{NOBODY}/0")["Redis"]
+    assert (fine, said.startswith("REDIS_URL: it is away"), "hunter2" in said) == (False, True, False)
+
+
+def test_without_either_nothing_is_said_of_them(tmp_path: Path) -> None:
+    assert not {"Kafka", "Redis"} & doctor(tmp_path).keys()
