@@ -9,7 +9,9 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from caravan.db.migrate import SchemaProblem, check_schema, migrate, migrations
+from caravan.apps.health import check_ready
+from caravan.db import Database
+from caravan.db.migrate import Migration, SchemaProblem, check_schema, migrate, migrations
 
 
 @pytest.fixture
@@ -28,12 +30,46 @@ async def test_two_processes_migrate_at_once_and_each_file_is_applied_once(empty
     await check_schema(empty_url)
 
 
-async def test_a_newer_schema_is_refused_in_one_line(database_url: str) -> None:
+FUTURE = "insert into schema_migrations (number, name, sha256, needs) values (9999, '9999_future.sql', '', %s)"
+
+
+@pytest.mark.parametrize("needs", [None, 9998])
+async def test_a_newer_schema_that_takes_away_is_refused_in_one_line(database_url: str, needs: int | None) -> None:
     with psycopg.connect(database_url) as connection:
-        connection.execute("insert into schema_migrations (number, name, sha256) values (9999, '9999_future.sql', '')")
+        connection.execute(FUTURE, (needs,))
     for refused in (migrate, check_schema):
         with pytest.raises(SchemaProblem, match=r"newer release \(9999_future.sql\)"):
             await refused(database_url)
+    async with Database(database_url) as db:
+        assert "9999_future.sql" in (await check_ready(db, [])).problems[0]
+
+
+@pytest.mark.parametrize("needs", [0, migrations()[-1].number])
+async def test_a_release_stands_on_the_next_ones_schema(database_url: str, needs: int) -> None:
+    """Its processes are ready, may be started again, and its `migrate` leaves the schema as it is."""
+    with psycopg.connect(database_url) as connection:
+        connection.execute(FUTURE, (needs,))
+    assert await migrate(database_url) == []
+    await check_schema(database_url)
+    async with Database(database_url) as db:
+        assert (await check_ready(db, [])).ready
+
+
+async def test_a_schema_of_before_is_told_what_each_file_needs(database_url: str) -> None:
+    with psycopg.connect(database_url) as connection:
+        connection.execute("alter table schema_migrations drop column needs")
+    await check_schema(database_url)
+    async with Database(database_url) as db:
+        assert (await check_ready(db, [])).ready
+    assert await migrate(database_url) == []
+    with psycopg.connect(database_url) as connection:
+        connection.execute(FUTURE, (0,))
+    await check_schema(database_url)
+
+
+def test_a_file_says_whom_it_does_for() -> None:
+    assert Migration(12, "0012_x.sql", "-- Drop it.\n-- needs: 0011\ndrop table x;").needs == 11
+    assert Migration(12, "0012_x.sql", "-- what it needs: 0011\n").needs == 0
 
 
 async def test_an_applied_file_that_changed_is_refused(database_url: str) -> None:

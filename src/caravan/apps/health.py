@@ -10,7 +10,7 @@ import psycopg
 import psycopg_pool
 
 from caravan.db import Database, Tx
-from caravan.db.migrate import migrations
+from caravan.db.migrate import APPLIED, migrations, newer_than_we_know
 from caravan.eventlog.lag import list_lag
 from caravan.eventlog.workers import list_workers
 
@@ -42,15 +42,12 @@ async def check_ready(db: Database, services: Collection[str]) -> Readiness:
         return Readiness(["the database does not answer"])
 
 
-APPLIED = "select number from schema_migrations"
-
-
 async def _schema_problems(tx: Tx) -> list[str]:
-    applied = set(await tx.values(APPLIED))
-    known = {migration.number for migration in migrations()}
-    if known - applied:
+    applied = [(row["number"], row["name"], row["needs"]) for row in await tx.all(APPLIED)]
+    if {migration.number for migration in migrations()} - {number for number, _name, _needs in applied}:
         return ["the database's schema is older than this release: run `caravan migrate`"]
-    return ["the database's schema is newer than this release"] if applied - known else []
+    newer = newer_than_we_know(applied)
+    return [f"the database's schema is newer than this release ({newer})"] if newer else []
 
 
 async def _worker_problems(tx: Tx, services: Collection[str]) -> list[str]:
