@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from datetime import time
+from datetime import UTC, datetime, time
 
 import httpx2
 import pytest
@@ -168,3 +168,9 @@ async def test_a_trainer_sees_the_coming_sessions(db: Database, client: httpx2.A
     page = await read(client, "/schedule")
     assert page.count("Robotics with Asha") == 3
     assert (await client.get("/home")).status_code == 403
+
+
+def test_a_reason_of_a_later_release_has_words_too() -> None:
+    """While that release rolls out beside us."""
+    item = {"stage": "purchased", "reason": "SOMETHING_NEW"}
+    assert wording.sentence(item, datetime.now(UTC)) in wording.REASONS.values()

@@ -81,7 +81,7 @@ def sentence(item: Row, now: datetime) -> str:
     if stage is Stage.COMPLETED:
         return "All sessions of this course are over. Well done!"
     if item["reason"]:
-        return REASONS[Reason(item["reason"])]
+        return REASONS.get(item["reason"], _MENDING)  # a later release may know more reasons, while it rolls out
     if stage is Stage.SCHEDULED and not item["owed"]:
         who = f" with {item['trainer_name']}" if item["trainer_name"] else ""
         return f"All set: {item['scheduled']} sessions are booked{who}."
