@@ -107,15 +107,8 @@ DATE_CAPTURE = """
 update payments set captured_at = least(captured_at, greatest(%(sent_at)s, created_at)) where id = %(payment_id)s
 """
 
-INSERT_CHECKOUT = """
-insert into checkouts (id, account_id, student_id, course_id, sessions, price_cents, currency, session_minutes,
-                       weekdays, learning_mode, group_size, timezone, slot_start, start_date, cart_item_id, raw,
-                       created_at, expires_at)
-values (%(id)s, %(account_id)s, %(student_id)s, %(course_id)s, %(sessions)s, %(price_cents)s, %(currency)s,
-        %(session_minutes)s, %(weekdays)s::smallint[], %(learning_mode)s, %(group_size)s, %(timezone)s, %(slot_start)s,
-        %(start_date)s, %(cart_item_id)s, %(raw)s, %(created_at)s, %(expires_at)s)
-on conflict (id) do nothing
-"""
+# Two payments may be of one checkout.
+REMAKE_CHECKOUT = f"{store.INSERT_CHECKOUT} on conflict (id) do nothing"
 # A student who was entered after the backup has no coins either.
 INSERT_PAYMENT = """
 insert into payments (id, checkout_id, account_id, student_id, provider, status, amount_cents, currency, coins,
@@ -129,29 +122,8 @@ values (%(id)s, %(checkout_id)s, %(account_id)s, %(student_id)s, %(provider)s, %
 async def _remake(tx: Tx, checkout: Checkout, payment: Payment) -> None:
     """As it was asked for, under the ids that the provider and the family know."""
     metadata = store.metadata_of(checkout)
-    await tx.execute(
-        INSERT_CHECKOUT,
-        {
-            "id": checkout.id,
-            "account_id": checkout.account_id,
-            "student_id": checkout.student_id,
-            "course_id": checkout.course_id,
-            "sessions": checkout.sessions,
-            "price_cents": checkout.price_cents,
-            "currency": checkout.currency,
-            "session_minutes": checkout.session_minutes,
-            "weekdays": checkout.weekdays,
-            "learning_mode": checkout.learning_mode,
-            "group_size": checkout.group_size,
-            "timezone": checkout.timezone,
-            "slot_start": checkout.slot_start,
-            "start_date": checkout.start_date,
-            "cart_item_id": checkout.cart_item_id,
-            "raw": Jsonb({"from": "the provider's records"}),
-            "created_at": payment.created_at,
-            "expires_at": checkout.expires_at,
-        },
-    )
+    raw = {"from": "the provider's records"}
+    await tx.execute(REMAKE_CHECKOUT, store.row_of(checkout, raw, payment.created_at))
     await tx.execute(
         INSERT_PAYMENT,
         {

@@ -97,12 +97,17 @@ insert into checkouts (id, account_id, student_id, course_id, sessions, price_ce
                        created_at, expires_at)
 values (%(id)s, %(account_id)s, %(student_id)s, %(course_id)s, %(sessions)s, %(price_cents)s, %(currency)s,
         %(session_minutes)s, %(weekdays)s::smallint[], %(learning_mode)s, %(group_size)s, %(timezone)s, %(slot_start)s,
-        %(start_date)s, %(cart_item_id)s, %(raw)s, %(now)s, %(expires_at)s)
+        %(start_date)s, %(cart_item_id)s, %(raw)s, %(created_at)s, %(expires_at)s)
 """
 
 
 async def insert_checkout(tx: Tx, checkout: Checkout, raw: dict[str, Any]) -> None:
-    values = {
+    await tx.execute(INSERT_CHECKOUT, row_of(checkout, raw, tx.now))
+
+
+def row_of(checkout: Checkout, raw: dict[str, Any], created_at: datetime) -> dict[str, Any]:
+    """What INSERT_CHECKOUT is given. `raw`: the request as it came."""
+    return {
         "id": checkout.id,
         "account_id": checkout.account_id,
         "student_id": checkout.student_id,
@@ -119,10 +124,9 @@ async def insert_checkout(tx: Tx, checkout: Checkout, raw: dict[str, Any]) -> No
         "start_date": checkout.start_date,
         "cart_item_id": checkout.cart_item_id,
         "raw": Jsonb(raw),
-        "now": tx.now,
+        "created_at": created_at,
         "expires_at": checkout.expires_at,
     }
-    await tx.execute(INSERT_CHECKOUT, values)
 
 
 # One checkout, locked: who pays it and who tries again pass one after another.
