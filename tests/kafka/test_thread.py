@@ -39,10 +39,15 @@ async def create(db: Database, group: Group) -> None:
 
 
 async def test_calls_are_made_in_order_and_the_last_one_surely() -> None:
-    thread, made, go = ClientThread("test"), list[str](), threading.Event()
-    first = asyncio.create_task(thread.call(go.wait, 10.0))
+    thread, made, begun, go = ClientThread("test"), list[str](), threading.Event(), threading.Event()
+
+    def wait() -> None:
+        begun.set()
+        go.wait(10.0)
+
+    first = asyncio.create_task(thread.call(wait))
     second = asyncio.create_task(thread.call(made.append, "second"))
-    await asyncio.sleep(0)
+    await until(begun.is_set)
     first.cancel()
     second.cancel()  # not begun yet: it never is
     await asyncio.wait({first, second})

@@ -41,8 +41,12 @@ def resume(data: Path | None, scope: Scope, note: str, *, as_json: bool) -> int:
         return await db.transact(lambda tx: worst_day.resume(tx, actor(), scope, note), SOURCE)
 
     ended = run(data, work)
-    waiting = f"{ended.waiting} payment{'' if ended.waiting == 1 else 's'}"
-    said = f"No longer: {ended.sentence} {waiting} that waited for it go on by themselves, the nearest start first."
+    waiting = (
+        "1 payment that waited for it goes on by itself."
+        if ended.waiting == 1
+        else f"{ended.waiting} payments that waited for it go on by themselves, the nearest start first."
+    )
+    said = f"No longer: {ended.sentence} {waiting}"
     show({"pause": ended}, as_json=as_json, text=said)
     return FINE
 
