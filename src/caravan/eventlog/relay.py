@@ -100,7 +100,7 @@ class Outlet:
                     "enable.idempotence": True,
                     "acks": "all",
                     "message.timeout.ms": 0,  # never give up on one: what comes behind it must not overtake
-                    "linger.ms": 1,
+                    "linger.ms": 100,  # a page goes out whole, as few batches: `wait` flushes, which does not linger
                     "compression.type": "lz4",
                     "message.max.bytes": RECORD_BYTES_MAX,
                     "partitioner": "murmur2_random",  # as the Java clients do
