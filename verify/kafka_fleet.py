@@ -2,8 +2,8 @@
 
 Captured payments are delivered by it and by the same crew on the log in PostgreSQL, in turns (A B A B), each on a fresh
 database: every invariant holds, each client of the WebSocket servers ends with 1..n, and Kafka's log carries at least
-0.7 of what the other one does. The clock runs from the first event heard to the last payment delivered. Kafka is warm, as
-PostgreSQL is: a broker's first ten thousand records cost several times as much as the next ones.
+0.7 of what the other one does. The clock runs from the first event heard to the last payment delivered. Kafka is warm,
+as PostgreSQL is: a broker's first ten thousand records cost several times as much as the next ones.
 """
 
 from __future__ import annotations
