@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+import select
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from typing import Any, Self, TypeVar
 
 import psycopg
+from psycopg import errors as pg
 from psycopg import sql
 from psycopg.rows import dict_row, scalar_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
@@ -29,8 +31,9 @@ LOCK_TIMEOUT_SECONDS = 10
 TRANSACT_ATTEMPTS = 8
 OUTCOME_ATTEMPTS = 12
 POOL_TIMEOUT_SECONDS = 5.0  # then the answer is 503 TRY_AGAIN
-KNOCK_SECONDS_MAX = 300.0  # how long one attempt to connect goes on; as long as the pool itself would
-KNOCK_PAUSE_SECONDS_MAX = 0.5
+CONNECT_SECONDS = 5  # of one attempt to connect; libpq's own patience is minutes
+KNOCK_SECONDS_MAX = 300.0  # how long attempts go on; as long as the pool itself would
+KNOCK_PAUSE_SECONDS_MAX = 0.25
 
 # One round trip opens the transaction, bounds it and tells its instant. SET LOCAL only: safe behind a pooler. No
 # parallel workers: to start them takes 10 ms, more than any of our statements should.
@@ -51,23 +54,31 @@ class _Connection(psycopg.AsyncConnection[Any]):
     """Knocks again soon where nobody opens: the pool alone would wait 1, 2, 4 ... seconds, long after a restart."""
 
     @classmethod
-    async def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:  # pyright: ignore[reportIncompatibleMethodOverride]
+    async def connect(cls, conninfo: str = "", *, knocking: asyncio.Lock, **kwargs: Any) -> Self:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """`knocking`: one of a pool is enough, and a server that recovers has other things to do."""
         loop = asyncio.get_running_loop()
         until = loop.time() + KNOCK_SECONDS_MAX
         pause = 0.05
-        while True:
-            try:
-                return await super().connect(conninfo, **kwargs)
-            except psycopg.OperationalError as error:
-                if loop.time() > until or not is_transient(error):
-                    raise
-            await asyncio.sleep(random.uniform(0.5, 1) * pause)  # noqa: S311 - jitter
-            pause = min(KNOCK_PAUSE_SECONDS_MAX, pause * 1.5)
+        with suppress(psycopg.OperationalError):
+            return await super().connect(conninfo, **kwargs)
+        async with knocking:
+            while True:
+                try:
+                    return await super().connect(conninfo, **kwargs)
+                except psycopg.OperationalError as error:
+                    if loop.time() > until or not is_transient(error):
+                        raise
+                await asyncio.sleep(random.uniform(0.5, 1) * pause)  # noqa: S311 - jitter
+                pause = min(KNOCK_PAUSE_SECONDS_MAX, pause * 1.5)
 
 
 # A transaction's own id, where it has written anything; and what became of one: committed, aborted or in progress.
+# After a crash an id that left no durable trace is given out again (decision 0005), so it matters whether the server
+# still lives that the transaction began in.
 OWN_ID = "select pg_current_xact_id_if_assigned()::text"
-OUTCOME = "select pg_xact_status(%(xid)s::text::xid8)"
+OUTCOME = """
+select pg_xact_status(%(xid)s::text::xid8), coalesce(stats_reset < %(began)s, false) from pg_stat_bgwriter
+"""
 
 
 class Database:
@@ -98,7 +109,13 @@ class Database:
             timeout=POOL_TIMEOUT_SECONDS,
             # Statements are prepared on the server after their fifth use. Few poolers hand prepared ones on (pgbouncer
             # 1.21 and newer, where it is told to), so behind one nothing is prepared.
-            kwargs={"autocommit": True, "application_name": "caravan", "prepare_threshold": None if pooled else 5},
+            kwargs={
+                "autocommit": True,
+                "application_name": "caravan",
+                "connect_timeout": CONNECT_SECONDS,
+                "knocking": asyncio.Lock(),
+                "prepare_threshold": None if pooled else 5,
+            },
         )
 
     async def open(self) -> Database:
@@ -123,7 +140,7 @@ class Database:
         `named`: learn its id before the commit (`tx.xid`), to be able to ask what became of it. `few`: its batches are
         small, so plans made once do; not for statements that leave out what a parameter says is not asked for.
         """
-        async with self._pool.connection() as connection:
+        async with self.connection() as connection:
             now = await _begin(connection, BEGIN_READ_ONLY if read_only else BEGIN_FEW if few else BEGIN)
             tx = Tx(connection, now, source)
             try:
@@ -160,7 +177,7 @@ class Database:
                     result.append(await work(tx))
                 return result[0]
             except Exception as error:
-                if tx is not None and tx.xid and is_transient(error) and await self._committed(tx.xid, error):
+                if tx is not None and tx.xid and is_transient(error) and await self._committed(tx, error):
                     self._tell(tx)
                     return result[0]
                 await _before_again(attempt, error)
@@ -175,7 +192,7 @@ class Database:
         for attempt in range(1, TRANSACT_ATTEMPTS + 1):
             try:
                 async with (
-                    self._pool.connection() as connection,
+                    self.connection() as connection,
                     connection.cursor(binary=True, row_factory=dict_row) as cursor,
                 ):
                     await cursor.execute(query, params)
@@ -184,31 +201,53 @@ class Database:
                 await _before_again(attempt, error)
         raise AssertionError("unreachable")
 
-    async def _committed(self, xid: str, error: Exception) -> bool:
+    async def _committed(self, tx: Tx, error: Exception) -> bool:
         """What became of a transaction whose commit failed; raises `error` where the database can't tell."""
         for attempt in range(1, OUTCOME_ATTEMPTS + 1):
+            outcome, same_life = "in progress", True
             try:
                 async with self.connection() as connection:
-                    row = await (await connection.execute(OUTCOME, {"xid": xid})).fetchone()
-            except psycopg.OperationalError:
-                row = ("in progress",)  # not to be reached: as good as not finished
-            outcome = row[0] if row else None
-            if outcome in ("committed", "aborted"):
-                return outcome == "committed"
-            if outcome is None:
+                    found = await connection.execute(OUTCOME, {"xid": tx.xid, "began": tx.now})
+                    outcome, same_life = await found.fetchone() or (None, True)
+            except pg.InvalidParameterValue:  # "is in the future": the server crashed, and nobody has had this id since
+                return False
+            except PoolTimeout:
                 break
+            except psycopg.OperationalError:
+                pass  # not to be reached: as good as not finished
+            if outcome is None or (outcome == "committed" and not same_life):
+                break  # forgotten; or committed by whoever got the id after a crash, perhaps
+            if outcome != "in progress" or not same_life:
+                return outcome == "committed"
             await asyncio.sleep(random.uniform(0, min(1.0, 0.01 * 2**attempt)))  # noqa: S311 - jitter
         raise error
 
     @asynccontextmanager
     async def connection(self) -> AsyncGenerator[psycopg.AsyncConnection[Any]]:
-        """A bare autocommit connection: for statements that must stand outside a transaction (NOTIFY, a snapshot)."""
-        async with self._pool.connection() as connection:
-            yield connection
+        """A bare autocommit connection: for statements that must stand outside a transaction (NOTIFY, a snapshot).
+
+        It was alive a moment ago: after a crash all that the pool holds are dead, and each use would find one.
+        """
+        while True:
+            async with self._pool.connection() as connection:
+                if not has_ended(connection):
+                    yield connection
+                    return
+                await connection.close()  # the pool opens another
 
     def stats(self) -> dict[str, int]:
         """The pool's counters, for metrics."""
         return dict(self._pool.get_stats())
+
+
+def has_ended(connection: psycopg.AsyncConnection[Any]) -> bool:
+    """Whether an idle connection is good for nothing any more: the server has hung up, or said something unasked (that
+    it shuts down). Looks at our end only, which takes a microsecond."""
+    if connection.closed:
+        return True
+    waiting = select.poll()
+    waiting.register(connection.fileno(), select.POLLIN)
+    return bool(waiting.poll(0))
 
 
 async def _before_again(attempt: int, error: Exception) -> None:

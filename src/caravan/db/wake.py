@@ -18,6 +18,7 @@ from typing import Any
 import psycopg
 import structlog
 
+from caravan.db.pool import has_ended
 from caravan.db.redis import Redis
 from caravan.db.redis_hints import RedisHints
 
@@ -101,6 +102,8 @@ class Wake:
                     self._own_pid = connection.info.backend_pid
                     while True:
                         await self._gathered.wait()
+                        if has_ended(connection):  # while nothing was said: the first hint after a crash matters too
+                            break
                         self._gathered.clear()
                         keys, self._pending = self._pending, set()
                         payload = await self._publish(keys)
