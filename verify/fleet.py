@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import json
 import multiprocessing
 import os
 import random
@@ -36,6 +37,7 @@ PR_SET_PDEATHSIG = 1
 LOG_TAIL_BYTES = 1500
 PAUSE_AFTER_SURPRISE_SECONDS = 0.5
 SURPRISES_MAX = 5
+BUG = '"event": "request failed"'  # in the log of a web
 
 Patch = str  # "module:function", called in the child before it starts: a fault put in from outside
 
@@ -167,6 +169,15 @@ class Fleet:
 
     def _log(self, slot: Slot) -> Path:
         return self.folder / f"{slot.kind}-{slot.number}.log"
+
+    def troubles(self) -> list[str]:
+        """The surprises, and every request that a web answered as a bug (500), with its trace. Ask before leaving."""
+        said = list(self.surprises)
+        for slot in self.of(WEB):
+            lines = self._log(slot).read_text(errors="replace").splitlines() if self._log(slot).exists() else []
+            bugs = [json.loads(line) for line in lines if BUG in line and line.endswith("}")]
+            said += [f"{bug.get('method')} {bug.get('path')} failed: {bug.get('exception')}" for bug in bugs]
+        return said
 
     def log_tail(self, slot: Slot) -> str:
         try:

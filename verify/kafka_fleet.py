@@ -165,7 +165,7 @@ async def _deliver(
         for task in listening:
             task.cancel()
         await asyncio.gather(*listening, return_exceptions=True)
-        for said in (*fleet.surprises, *([left] if left else [])):
+        for said in (*fleet.troubles(), *([left] if left else [])):
             result.violated(f"{log}: {said}")
         for family in families:
             judge_family(result, family, heads.get(family.student, 0), case=None)

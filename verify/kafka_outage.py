@@ -88,7 +88,7 @@ async def run(context: Context) -> PartResult:
                         first = await _first_event(db)
                     quiet, left = await until_quiet(db, QUIET_SECONDS_MAX)
                     delivered = time.monotonic() - back
-                    for said in (*fleet.surprises, *([left] if left else [])):
+                    for said in (*fleet.troubles(), *([left] if left else [])):
                         result.violated(said)
                     for said in await asyncio.to_thread(_out_of_order, kafka, await _outbox_order(db)):
                         result.violated(said)

@@ -76,7 +76,7 @@ async def run_fleet(
                 group.create_task(nemesis.run())
             seconds = time.monotonic() - started
             quiet_seconds, left = await until_quiet(db, QUIET_SECONDS_MAX)
-            for surprise in fleet.surprises:
+            for surprise in fleet.troubles():
                 result.violated(surprise, "fleet")
         result.fired.update(fleet.fired)
         if left:

@@ -59,7 +59,7 @@ async def run(context: Context) -> PartResult:
                     group.create_task(load.run())
                     await crasher.run(probes)
                 quiet_seconds, left = await until_quiet(db, QUIET_SECONDS_MAX)
-                for said in (*fleet.surprises, *([left] if left else [])):
+                for said in (*fleet.troubles(), *([left] if left else [])):
                     result.violated(said)
             await settle(db, result, orders, load)
     result.cases = crasher.crashes

@@ -154,7 +154,7 @@ async def run_sockets(
                 judge_family(result, family, heads.get(family.student, 0))
             await _compare_views(result, db, http, families, doors[SERVERS:])
             await _judge_held(result, redis, families, heads)
-        for surprise in fleet.surprises:
+        for surprise in fleet.troubles():
             result.violated(surprise, "sockets")
         await wake.stop()
         db.on_hints = None

@@ -125,7 +125,7 @@ async def test_events_that_are_published_outside_of_the_transaction_are_seen(
 async def test_a_commit_that_is_repeated_blindly_is_seen(
     databases: Databases, template: Template, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def never(_self: Database, _xid: str, _error: Exception) -> bool:
+    async def never(_self: Database, _tx: Tx, _error: Exception) -> bool:
         return False
 
     monkeypatch.setattr(Database, "_committed", never)

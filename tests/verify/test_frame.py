@@ -12,6 +12,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from caravan.db import Database
+from verify.fleet import WEB, Fleet, Slot
 from verify.parts import NAMES, Context, list_parts
 from verify.report import PartResult, merge_report, table
 from verify.scratch import NotScratch, ScratchDatabase, ScratchServer
@@ -123,3 +124,27 @@ async def test_two_runs_that_end_alike_have_equal_finals_and_others_do_not(db: D
     changed = await world.finals(payments)
     assert "sessions" in difference(changed[payments[1]], changed[payments[0]])
     assert await world.violations() != []
+
+
+LOGS_A_BUG = """
+import structlog
+from fastapi import Request
+from caravan import telemetry
+from caravan.web.problems import from_error
+telemetry.configure_logging(json=True)
+request = Request({"type": "http", "method": "GET", "path": "/there", "headers": [], "query_string": b""})
+try:
+    {}["missing"]
+except KeyError as error:
+    from_error(request, error)
+"""
+
+
+def test_what_a_web_answered_as_a_bug_is_told_with_its_trace(tmp_path: Path) -> None:
+    fleet = Fleet("", "", [Slot(WEB, 0), Slot(WEB, 1)])
+    fleet.folder = tmp_path
+    with (tmp_path / "web-0.log").open("w") as log:
+        subprocess.run([sys.executable, "-c", LOGS_A_BUG], stdout=log, check=True, timeout=60)
+    [said] = fleet.troubles()
+    assert said.startswith("GET /there failed: Traceback")
+    assert "KeyError: 'missing'" in said
