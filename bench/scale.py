@@ -59,13 +59,14 @@ class Point:
 
 
 async def run(context: Context) -> Result:
-    n, singles, rounds = context.pick(400, 500), context.pick(10, 40), context.pick(1, 5)
+    # A hundred trainers have room for hundreds; the past says more over several pages.
+    n, more, singles, rounds = 400, context.pick(400, 2_000), context.pick(10, 40), context.pick(1, 5)
     sessions = [10**k for k in context.pick((4, 5), (4, 5, 6, 7))]
     trainers = [10**k for k in context.pick((2, 3), (2, 3, 4, 5))]
-    result = Result({"payments": n, "singles": singles})
+    result = Result({"payments": {"sessions": more, "trainers": n}, "singles": singles})
     with Server() as server:
-        past = [await _with_past(server, context, n, size) for size in sessions]
-        await _measure(server, context, past, n, singles, rounds, "sessions")
+        past = [await _with_past(server, context, more, size) for size in sessions]
+        await _measure(server, context, past, more, singles, rounds, "sessions")
         for point in past:
             server.drop(point.template)
         people = [await _with_trainers(server, context, n, size) for size in trainers]
