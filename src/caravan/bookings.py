@@ -8,7 +8,7 @@ in the database from the other two, by the same expression wherever a row is wri
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any, Literal
 from uuid import UUID
 
@@ -154,6 +154,55 @@ async def find_clashes(tx: Tx, wanted: Sequence[tuple[UUID, Series]]) -> dict[in
         },
     )
     return dict(rows)
+
+
+class Missed(msgspec.Struct, frozen=True):
+    """A purchase without any session, whose first booked time nobody numbered before it was over.
+
+    `start`: the day on which it was to begin; `next`: the day of the first slot that is still to come, if there is one.
+    """
+
+    purchase_id: UUID
+    start: date
+    next: date | None
+
+    @property
+    def detail(self) -> dict[str, object]:
+        """What a screen may say beside START_PASSED."""
+        return {"start": str(self.start), "next": str(self.next)} if self.next else {"start": str(self.start)}
+
+
+LIST_MISSED = """
+select pu.id as purchase_id, (min(slot) at time zone pu.timezone)::date as start,
+  (min(slot) filter (where slot > %(now)s) at time zone pu.timezone)::date as next
+from student_course_purchases pu
+join bookings b on b.purchase_id = pu.id and b.live
+cross join lateral unnest(b.starts) slot
+where pu.id = any(%(purchase_ids)b::uuid[])
+  and not exists (select from tutoring_sessions t where t.purchase_id = pu.id)
+group by pu.id having min(slot) <= %(now)s
+"""
+
+
+async def list_missed(tx: Tx, purchase_ids: Sequence[UUID]) -> dict[UUID, Missed]:
+    """Those of some purchases whose start has passed while we kept them from it (a pause, workers that were off)."""
+    if not purchase_ids:
+        return {}
+    found = await tx.all(LIST_MISSED, {"purchase_ids": list(purchase_ids), "now": tx.now}, into=Missed)
+    return {missed.purchase_id: missed for missed in found}
+
+
+# What of a purchase's booked time has begun by then; null: all of it.
+LIST_BOOKED = """
+select b.id, slot from bookings b cross join lateral unnest(b.starts) slot
+where b.purchase_id = %(purchase_id)s and b.live and slot <= coalesce(%(until)s, 'infinity'::timestamptz)
+"""
+
+
+async def release_booked(tx: Tx, purchase_id: UUID, *, until: datetime | None = None) -> None:
+    """Give a purchase's booked time back: all of it, or what has begun by then. The caller holds its lock."""
+    slots = await tx.tuples(LIST_BOOKED, {"purchase_id": purchase_id, "until": until})
+    await release_slots(tx, [(booking_id, slot) for booking_id, slot in slots])
 
 
 # Give some slots of live bookings back. A booking without slots is live no more; it keeps the list, for the record.

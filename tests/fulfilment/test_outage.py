@@ -1,10 +1,14 @@
-"""A worker was away for longer than a package lasts: what went by unnumbered is booked anew."""
+"""A worker was away for longer than a package lasts: what went by unnumbered is booked anew, once the family agrees."""
 
 from __future__ import annotations
 
+from datetime import timedelta
+
+from caravan.admin import worst_day
 from caravan.apps.subscriptions import BY_GROUP
 from caravan.db import Database
 from caravan.fulfilment.repair import repair
+from caravan.web.auth import Actor
 from tests.shop import open_shop
 
 # All booked time went by before anybody numbered a session.
@@ -16,7 +20,7 @@ update bookings b set
 """
 
 
-async def test_a_package_that_went_by_without_a_session_worker_is_booked_anew(db: Database) -> None:
+async def test_a_package_that_went_by_without_a_session_worker_is_asked_for_and_booked_anew(db: Database) -> None:
     shop = await open_shop(db)
     payment = await shop.bought(sessions=10)
     await shop.work("purchase-worker", "allocation-worker")
@@ -26,6 +30,12 @@ async def test_a_package_that_went_by_without_a_session_worker_is_booked_anew(db
 
     async with db.transaction("admin-service") as tx:
         await repair(tx, payment, by="ops@example.com", note="by hand", subscriptions=BY_GROUP)
+    await shop.work()
+    finding = await shop.why(payment)
+    assert (finding.stage, finding.reason) == ("allocated", "START_PASSED")  # a repair agrees to nothing
+    async with db.transaction("admin-service") as tx:
+        notice = timedelta(hours=12)
+        await worst_day.confirm_start(tx, Actor.system("ops@example.com"), payment, "agreed", notice=notice)
     await shop.work()
 
     seen = await shop.sees(payment)

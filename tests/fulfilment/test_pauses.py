@@ -6,6 +6,7 @@ import asyncio
 from datetime import date, timedelta
 from typing import Any
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -17,6 +18,7 @@ from caravan.db import Database
 from caravan.deliveries import Stage
 from caravan.fulfilment.reconciler import Reconciler
 from caravan.pauses import AlreadyPaused, CityUnknown, NoSuchCourse, NotPaused, Scope
+from caravan.people.trainers import set_absence, set_active
 from caravan.student_views.wording import sentence
 from caravan.web.audit import NoteRequired
 from caravan.web.auth import Actor
@@ -296,6 +298,150 @@ async def test_workers_that_were_off_for_days_ask_too(shop: Shop) -> None:
     await shop.run("update payments set captured_at = captured_at - interval '9 days'")
     await shop.work()
     assert await stage_of(shop, payment) == ("purchased", "START_PASSED")
+
+
+async def kept_past_its_first_session(shop: Shop, days: int = 5) -> tuple[UUID, list[Any]]:
+    """Trainer and time were booked; a pause of `allocated` lasted until the first of 10 sessions were over."""
+    await pause(shop, Stage.ALLOCATED)
+    payment = await shop.bought(sessions=10)
+    await shop.work()
+    assert await stage_of(shop, payment) == ("allocated", "STAGE_PAUSED")
+    await shop.run(SHIFT_BOOKING, days=days)
+    booked = await shop.rows(BOOKED)
+    await resume(shop, Stage.ALLOCATED)
+    assert await turn(shop) == 1
+    await shop.work()
+    return payment, [row["slot"] for row in booked]
+
+
+SHIFT_BOOKING = """
+update bookings b set
+  starts = array(select s - make_interval(days => %(days)s) from unnest(b.starts) s order by s),
+  during = (select range_agg(tstzrange(s - make_interval(days => %(days)s),
+                                       s - make_interval(days => %(days)s) + make_interval(mins => b.minutes)))
+            from unnest(b.starts) s)
+"""
+BOOKED = "select slot from bookings, unnest(starts) slot where live order by slot"
+NUMBERED = "select seq, starts_at from tutoring_sessions order by seq"
+
+
+async def test_booked_sessions_that_a_pause_outlasted_are_not_moved_to_the_end_in_silence(shop: Shop) -> None:
+    payment, booked = await kept_past_its_first_session(shop)
+    assert await stage_of(shop, payment) == ("allocated", "START_PASSED")
+    assert await shop.rows(NUMBERED) == []
+    assert [row["slot"] for row in await shop.rows(BOOKED)] == booked  # the time stays theirs meanwhile
+    assert (await repair(shop, payment)).still_waits
+    assert await turn(shop) == 0
+    await shop.work()
+    finding = await shop.why(payment)
+    assert (finding.stage, finding.reason) == ("allocated", "START_PASSED")
+    assert finding.action is not None
+    assert finding.action.name == "confirm-start"
+    assert await shop.violations() == []
+
+    async with shop.db.transaction() as tx:
+        now = tx.now
+        await worst_day.confirm_start(tx, ACTOR, payment, "agreed on the telephone", notice=NOTICE)
+    await shop.work()
+    assert await stage_of(shop, payment) == ("scheduled", None)
+    starts = [row["starts_at"] for row in await shop.rows(NUMBERED)]
+    to_come = [slot for slot in booked if slot > now]
+    assert 0 < len(to_come) < 10
+    assert (len(starts), starts[: len(to_come)]) == (10, to_come)
+    assert await shop.violations() == []
+
+
+async def test_what_is_booked_goes_on_though_nobody_has_time_for_what_was_missed(shop: Shop) -> None:
+    payment, booked = await kept_past_its_first_session(shop)
+    async with shop.db.transaction() as tx:
+        now = tx.now
+        for trainer in shop.trainers:
+            await set_absence(tx, trainer, booked[-1] + timedelta(hours=2), now + timedelta(days=380), None)
+    async with shop.db.transaction() as tx:
+        await worst_day.confirm_start(tx, ACTOR, payment, "agreed", notice=NOTICE)
+    await shop.work()
+    assert await stage_of(shop, payment) == ("scheduled", "NO_TRAINER_AVAILABLE")
+    assert [row["starts_at"] for row in await shop.rows(NUMBERED)] == [slot for slot in booked if slot > now]
+    assert await shop.violations() == []
+
+
+async def test_of_booked_sessions_another_start_may_be_agreed_too(shop: Shop) -> None:
+    payment, _ = await kept_past_its_first_session(shop)
+    chosen = date.today() + timedelta(days=20)
+    async with shop.db.transaction() as tx:
+        await worst_day.confirm_start(tx, ACTOR, payment, "agreed", start_date=chosen, notice=NOTICE)
+    await shop.work()
+    assert await stage_of(shop, payment) == ("scheduled", None)
+    starts = [row["starts_at"] for row in await shop.rows(NUMBERED)]
+    assert (len(starts), abs((starts[0].date() - chosen).days) <= 1) == (10, True)
+    assert len(await shop.rows(BOOKED)) == 10
+    assert await shop.violations() == []
+
+
+async def test_where_all_booked_sessions_are_over_the_next_possible_day_is_asked_for(shop: Shop) -> None:
+    payment, _ = await kept_past_its_first_session(shop, days=60)
+    assert await stage_of(shop, payment) == ("allocated", "START_PASSED")
+    async with shop.db.transaction() as tx:
+        await worst_day.confirm_start(tx, ACTOR, payment, "agreed", notice=NOTICE)
+    await shop.work()
+    assert await stage_of(shop, payment) == ("scheduled", None)
+    assert len(await shop.rows(NUMBERED)) == 10
+    assert await shop.violations() == []
+
+
+async def test_the_question_stays_where_the_trainer_leaves_meanwhile(shop: Shop) -> None:
+    payment, booked = await kept_past_its_first_session(shop)
+    [trainer] = await shop.rows("select trainer_id as id from bookings")
+    async with shop.db.transaction() as tx:
+        await set_active(tx, trainer["id"], False)
+    await shop.work()
+    assert await stage_of(shop, payment) == ("purchased", "START_PASSED")
+    assert await shop.rows(NUMBERED) == []
+    assert await shop.violations() == []
+    async with shop.db.transaction() as tx:
+        now = tx.now
+        await worst_day.confirm_start(tx, ACTOR, payment, "agreed", notice=NOTICE)
+    await shop.work()
+    assert await stage_of(shop, payment) == ("scheduled", None)
+    assert len(await shop.rows(NUMBERED)) == 10
+    assert await shop.rows("select 1 from bookings where live and trainer_id = %(id)s", id=trainer["id"]) == []
+    assert min(row["slot"] for row in await shop.rows(BOOKED)) > max(now, booked[0])
+    assert await shop.violations() == []
+
+
+async def test_who_is_given_back_what_was_missed_goes_on_as_it_is_booked(shop: Shop) -> None:
+    payment, booked = await kept_past_its_first_session(shop)
+    async with shop.db.transaction() as tx:
+        to_come = [slot for slot in booked if slot > tx.now]
+        missed = len(booked) - len(to_come)
+        cents = 1000 * missed
+        await actions.refund(
+            tx, ACTOR, payment, "missed", amount_cents=cents, sessions=missed, providers=PROVIDERS
+        )
+    await shop.work()
+    assert await stage_of(shop, payment) == ("scheduled", None)
+    assert [row["starts_at"] for row in await shop.rows(NUMBERED)] == to_come
+    assert await shop.violations() == []
+
+
+async def test_the_day_that_is_proposed_is_one_to_come(shop: Shop) -> None:
+    payment, booked = await kept_past_its_first_session(shop)
+    await shop.run("update undelivered set detail = jsonb_build_object('next', current_date - 1)")  # days ago
+    await Reconciler(shop.db, SETTINGS).run_once()
+    finding = await shop.why(payment)
+    assert finding.action is not None
+    async with shop.db.transaction(read_only=True) as tx:
+        to_come = next(slot for slot in booked if slot > tx.now)
+    assert finding.action.label == f"Begin on {to_come.astimezone(ZoneInfo('Asia/Kolkata')).date()}"
+
+
+async def test_a_session_worker_that_was_off_past_the_start_asks_too(shop: Shop) -> None:
+    payment = await shop.bought(sessions=10)
+    await shop.work("purchase-worker", "allocation-worker")
+    await shop.run(SHIFT_BOOKING, days=5)
+    await shop.work()
+    assert await stage_of(shop, payment) == ("allocated", "START_PASSED")
+    assert await shop.rows(NUMBERED) == []
 
 
 async def test_who_asks_for_a_pause_again_hears_of_it_when_it_holds(shop: Shop) -> None:

@@ -15,7 +15,7 @@ import caravan.allocations.handlers as allocations
 import caravan.purchases.handlers as purchases
 import caravan.sessions.handlers as sessions
 from caravan import deliveries
-from caravan.allocations.operations import settle_allocations
+from caravan.allocations.operations import give_up_missed, settle_allocations
 from caravan.db import Database, Tx
 from caravan.deliveries import Stage
 from caravan.events import (
@@ -514,16 +514,18 @@ async def test_the_rest_goes_around_a_substitutes_session_not_behind_it(db: Data
         await adds_up(tx, made)
 
 
-async def test_slots_that_began_unnumbered_stay_owed_and_are_made_up(db: Database) -> None:
+async def test_slots_that_began_unnumbered_stay_owed_and_ask_for_another_start(db: Database) -> None:
     """The session worker was away for days: nobody was told of the first slots, so nobody came."""
     async with db.transaction() as tx:
         made = await delivered(tx)
         await pass_by(tx, made, 2)
         await tx.execute("delete from tutoring_sessions")
         await deliveries.open_deliveries(tx, [made.payment])
-        assert (await sync_sessions(tx, [made.purchase])).owed == {made.purchase: 2}
-        assert await statuses(tx, made) == ["scheduled"] * 8
-        assert await undelivered(tx, made)
+        assert (await sync_sessions(tx, [made.purchase])).owed == {made.purchase: 10}
+        await go_round(tx, made)
+        assert await statuses(tx, made) == []
+        assert await tx.values("select reason from undelivered") == ["START_PASSED"]
+        await give_up_missed(tx, made.purchase, everything=False)  # somebody agreed
         await go_round(tx, made)
         assert await statuses(tx, made) == ["scheduled"] * 10
         assert not await undelivered(tx, made)

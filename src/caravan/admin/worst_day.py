@@ -86,7 +86,7 @@ async def _record(
 async def confirm_start(
     tx: Tx, actor: Actor, payment_id: UUID, note: str | None, *, start_date: date | None = None, notice: timedelta
 ) -> None:
-    """Somebody agrees to a later start: this one, or the next that is possible; it goes on at once.
+    """Somebody agrees to a later start: this one, or the next that is booked or possible; it goes on at once.
 
     Raises NoStartToConfirm, and for the date as a checkout does.
     """
@@ -96,10 +96,14 @@ async def confirm_start(
         facts = change.facts
         if facts.reason != Reason.START_PASSED or facts.purchase_id is None:
             raise NoStartToConfirm
-        agreed = start_date or await allocations.next_start(tx, facts.purchase_id, notice=notice)
-        await purchases.choose_slot(tx, facts.purchase_id, start_date=agreed, notice=notice)
+        kept = await allocations.give_up_missed(tx, facts.purchase_id, everything=start_date is not None)
+        if kept is not None:
+            change.did = f"Agreed to begin on {kept} as it is booked; what was missed comes at the end."
+        else:
+            agreed = start_date or await allocations.next_start(tx, facts.purchase_id, notice=notice)
+            await purchases.choose_slot(tx, facts.purchase_id, start_date=agreed, notice=notice)
+            change.did = f"Agreed to begin on {agreed} or the next day of the course."
         await allocations.settle_allocations(tx, [facts.purchase_id], notice=notice)
-        change.did = f"Agreed to begin on {agreed} or the next day of the course."
 
 
 # ------------------------------------------------------------------ many at once

@@ -28,7 +28,7 @@ from caravan.allocations.search import (
     shortlist_trainers,
 )
 from caravan.allocations.store import Decided
-from caravan.bookings import Series, Wish
+from caravan.bookings import Missed, Series, Wish
 from caravan.calendar import InvalidSchedule
 from caravan.catalog import list_holidays
 from caravan.db import Tx
@@ -107,6 +107,7 @@ class _Case:
     state: State
     plan: Plan
     outcome: Settled
+    missed: Missed | None = None
     make_up: bool = False
     """The purchase keeps its allocation and trainer; what is wanted comes beside it, as a single booking."""
     need: Need | None = None
@@ -223,7 +224,12 @@ async def _book_wanted(tx: Tx, cases: Sequence[_Case], notice: timedelta, only: 
     if not cases:
         return
     holidays = await list_holidays(tx)
+    # What is booked and was never numbered: a make-up of it, or another's time, would move the start in silence.
+    missed = await bookings.list_missed(
+        tx, [case.state.purchase_id for case in cases if case.state.booked and not case.state.numbered]
+    )
     for case in cases:
+        case.missed = missed.get(case.state.purchase_id)
         _ask(case, tx.now, notice, holidays)
     await _book(tx, cases, only)
     decided = [case for case in cases if not (case.refusal and case.refusal.reason is Reason.START_PASSED)]
@@ -248,6 +254,9 @@ def _ask(case: _Case, now: datetime, notice: timedelta, holidays: Collection[dat
     if state.learning_mode == "home" and not state.located:
         case.refusal = _Refusal(Reason.STUDENT_LOCATION_MISSING, {})
         return
+    if case.missed and case.missed.next:
+        case.refusal = _Refusal(Reason.START_PASSED, case.missed.detail)
+        return
     try:
         starts = _next_starts(state, case.plan, now + notice, holidays)
     except InvalidSchedule as error:
@@ -267,7 +276,9 @@ def _late_for(case: _Case, now: datetime, notice: timedelta, holidays: Collectio
     Who waits for something else (a trainer, a place) rolls on by the day, and so does money that came too late.
     """
     state = case.state
-    if state.stage is not Stage.PURCHASED or state.numbered or case.plan.kept or case.plan.left:
+    if case.missed:
+        return True
+    if state.numbered or case.plan.kept or case.plan.left:
         return False
     kept = state.reason in (Reason.STAGE_PAUSED, Reason.START_PASSED)
     if state.waits and not kept:
@@ -438,6 +449,26 @@ async def _unblock(tx: Tx, states: Sequence[State]) -> None:
     """What waited goes on; each is announced at the stage at which it waited."""
     for stage in Stage:
         await deliveries.unblock(tx, [state.payment_id for state in states if state.stage == stage], stage)
+
+
+async def give_up_missed(tx: Tx, purchase_id: UUID, *, everything: bool) -> date | None:
+    """Give back the booked time of a purchase whose start was missed, and say on which day the rest of it begins.
+
+    With `everything`, or where nothing is left, its trainer too: None, and another start can be chosen, as where
+    nothing was booked. The caller settles the allocation next.
+    """
+    await bookings.lock_purchases(tx, [purchase_id])
+    missed = (await bookings.list_missed(tx, [purchase_id])).get(purchase_id)
+    if missed is None:
+        return None
+    if missed.next and not everything:
+        await bookings.release_booked(tx, purchase_id, until=tx.now)
+        return missed.next
+    (state,) = await store.list_states(tx, [purchase_id])
+    await bookings.release_booked(tx, purchase_id)
+    if state.allocation_id:
+        await store.mark_allocations(tx, {state.allocation_id: "cancelled"})
+    return None
 
 
 async def next_start(tx: Tx, purchase_id: UUID, *, notice: timedelta = NOTICE) -> date:

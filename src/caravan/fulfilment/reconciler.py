@@ -312,7 +312,8 @@ STEP_AFTER_PAUSE: dict[Stage, Step] = {
     Stage.ALLOCATED: Step.SCHEDULE_SESSIONS,
 }
 
-# Reasons that may go away without an event that we heard. The others are an operator's decision.
+# Reasons that may go away without an event that we heard. The others are an operator's decision; so is another start,
+# but the day that we propose for it must be one that is still to come.
 RECHECKED: tuple[Reason, ...] = (
     Reason.STUDENT_NOT_FOUND,
     Reason.COURSE_NOT_FOUND,
@@ -323,6 +324,7 @@ RECHECKED: tuple[Reason, ...] = (
     Reason.NO_TRAINER_AVAILABLE,
     Reason.TRAINER_CONFLICT,
     Reason.TRAINER_LEFT,
+    Reason.START_PASSED,
 )
 
 # Waiting payments behind a place, oldest first.

@@ -11,7 +11,7 @@ import structlog
 
 from caravan import bookings, deliveries, pauses
 from caravan.db import Tx
-from caravan.deliveries import Stage
+from caravan.deliveries import Block, Reason, Stage
 from caravan.errors import Conflict, NotFound
 from caravan.eventlog import outbox
 from caravan.events import SessionChanged, SessionsScheduled
@@ -66,7 +66,8 @@ class Synced:
 async def sync_sessions(tx: Tx, purchase_ids: Sequence[UUID]) -> Synced:
     """Cancel sessions whose time was given back, number booked time that has none, and tell delivered from owed.
 
-    Where operators have paused this, nothing is numbered: it waits.
+    Where operators have paused this, nothing is numbered: it waits. So does what should have begun before it had a
+    number: its start is somebody's to agree to.
     """
     done = Synced()
     await bookings.lock_purchases(tx, purchase_ids)
@@ -87,7 +88,9 @@ async def sync_sessions(tx: Tx, purchase_ids: Sequence[UUID]) -> Synced:
         done.scheduled[new.purchase_id] = new.count
         done.owed[new.purchase_id] -= new.count
     await _register(tx, accounts, done.owed)
-    await _wait_for_pauses(tx, done, accounts, paused)
+    late = [by_id[key] for key, owed in done.owed.items() if owed > 0 and not by_id[key].numbered]
+    missed = await _wait_for_a_start(tx, [a for a in late if not a.pause_id and a.purchase_id not in done.scheduled])
+    await _wait_for_pauses(tx, done, [a for a in accounts if a.purchase_id not in missed], paused)
     outbox.append(
         tx,
         [
@@ -117,6 +120,18 @@ async def _register(tx: Tx, accounts: Sequence[Account], owed: dict[UUID, int]) 
     """Delivered money leaves the register; money that owes sessions is in it. Why it waits, allocations will say."""
     await deliveries.close_deliveries(tx, [a.payment_id for a in accounts if owed[a.purchase_id] <= 0])
     await deliveries.open_deliveries(tx, [a.payment_id for a in accounts if owed[a.purchase_id] > 0])
+
+
+async def _wait_for_a_start(tx: Tx, accounts: Sequence[Account]) -> set[UUID]:
+    """Those whose first booked time went by without a number: nobody moves them to the end in silence."""
+    missed = await bookings.list_missed(tx, [account.purchase_id for account in accounts])
+    blocks = [
+        Block(account.payment_id, account.stage, Reason.START_PASSED, missed[account.purchase_id].detail)
+        for account in accounts
+        if account.purchase_id in missed
+    ]
+    await deliveries.block(tx, blocks)
+    return set(missed)
 
 
 async def _wait_for_pauses(tx: Tx, done: Synced, accounts: Sequence[Account], paused: Sequence[Account]) -> None:

@@ -112,8 +112,8 @@ class Scheduled(msgspec.Struct, frozen=True):
 
 # Number the booked slots that have no session yet, after those that are numbered already. All of a purchase's or none:
 # where more is booked than owed, allocations are about to trim. What began before it had a number was missed by
-# everybody, and stays owed. A session's id is its purchase's with the number in the last four digits: random ids would
-# cost as much as the rows.
+# everybody, and stays owed; where that was the start, all wait until somebody agrees to another. A session's id is its
+# purchase's with the number in the last four digits: random ids would cost as much as the rows.
 INSERT_SESSIONS = """
 with rooms as materialized (
   select room.purchase_id, room.owed, pu.course_id, a.id as allocation_id, left(pu.id::text, 32) as stem,
@@ -138,6 +138,8 @@ with rooms as materialized (
         where t.purchase_id = b.purchase_id and t.booking_id = b.id and t.starts_at = slot))
   ) s
   where s.total <= r.owed
+    and (s.total = r.owed or r.last_seq > 0 or not exists (
+      select from bookings b where b.purchase_id = r.purchase_id and b.live and b.starts[1] <= %(now)s))
   order by r.purchase_id, s.place
   returning purchase_id, allocation_id, starts_at, ends_at
 )
