@@ -29,8 +29,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from caravan.admin import actions
-from caravan.admin.actions import AlreadyHeld, NotHeld, NothingToHold
+from caravan.admin import money, placing
+from caravan.admin.money import AlreadyHeld, NotHeld, NothingToHold
 from caravan.apps.subscriptions import BY_GROUP
 from caravan.catalog.courses import Tier, create_course
 from caravan.db import Tx
@@ -347,7 +347,7 @@ class TownMachine(RuleBasedStateMachine):
         self._accept(self.some(number, lambda attempt: attempt.live and attempt.obstacle == "AMOUNT_MISMATCH"))
 
     def _accept(self, attempt: Attempt) -> None:
-        refused = self.refused(lambda tx: actions.accept(tx, OPERATOR, self.ids[attempt], "verify"), NothingToAccept)
+        refused = self.refused(lambda tx: money.accept(tx, OPERATOR, self.ids[attempt], "verify"), NothingToAccept)
         assert refused != attempt.accept(), f"accepting was {'refused' if refused else 'done'}"
         self.fire("accept refused" if refused else "accept", self.name(attempt))
 
@@ -359,7 +359,7 @@ class TownMachine(RuleBasedStateMachine):
         attempt = self.some(number, lambda attempt: attempt.live)
 
         async def refund(tx: Tx) -> None:
-            await actions.refund(
+            await money.refund(
                 tx,
                 OPERATOR,
                 self.ids[attempt],
@@ -390,7 +390,7 @@ class TownMachine(RuleBasedStateMachine):
     def hold(self, number: int) -> None:
         attempt = self.some(number, lambda attempt: attempt.live and not attempt.held)
         try:
-            self.bench.transact(lambda tx: actions.hold(tx, OPERATOR, self.ids[attempt], "verify"))
+            self.bench.transact(lambda tx: money.hold(tx, OPERATOR, self.ids[attempt], "verify"))
         except NothingToHold:
             assert not attempt.held, "held money is not in the register"
         except AlreadyHeld:
@@ -409,7 +409,7 @@ class TownMachine(RuleBasedStateMachine):
 
     def _release(self, attempt: Attempt) -> None:
         async def let_go(tx: Tx) -> None:
-            await actions.release(tx, OPERATOR, self.ids[attempt], "verify", notice=NOTICE)
+            await money.release(tx, OPERATOR, self.ids[attempt], "verify", notice=NOTICE)
 
         self._look_for_hold(attempt)
         assert self.refused(let_go, NotHeld) != attempt.held, "a release was refused or done"
@@ -432,7 +432,7 @@ class TownMachine(RuleBasedStateMachine):
         attempt = self.some(number)
 
         async def press(tx: Tx) -> None:
-            await actions.repair(tx, OPERATOR, self.ids[attempt], "verify", subscriptions=BY_GROUP, notice=NOTICE)
+            await money.repair(tx, OPERATOR, self.ids[attempt], "verify", subscriptions=BY_GROUP, notice=NOTICE)
 
         self._look_for_hold(attempt)
         owes = not self._owes_nothing(attempt)  # what is held only by name is let go of by a repair
@@ -492,7 +492,7 @@ class TownMachine(RuleBasedStateMachine):
         assert checkout.payer
 
         async def say(tx: Tx) -> None:
-            await actions.mark_session(tx, OPERATOR, purchase, seq, mark, "verify", notice=NOTICE)
+            await placing.mark_session(tx, OPERATOR, purchase, seq, mark, "verify", notice=NOTICE)
 
         refused = self.refused(say, SessionsAllCounted)
         assert refused != checkout.mark(seq, mark), f"marking was {'refused' if refused else 'done'}"

@@ -10,7 +10,7 @@ from datetime import datetime
 import httpx2
 import pytest
 
-from caravan.admin import actions, pages, routes
+from caravan.admin import event_log, pages, routes
 from caravan.apps.subscriptions import BY_GROUP
 from caravan.cli.options import FOUND_PROBLEMS
 from caravan.db import Database
@@ -136,12 +136,12 @@ async def test_that_the_workers_do_without_kafka_is_told_until_they_are_back(
     assert await told() == (None, False)
     async with db.transaction() as tx:
         now = tx.now
-        assert await actions.fail_over(tx, actor, Carrier.POSTGRES_LOG, "Kafka's disk is full")
+        assert await event_log.fail_over(tx, actor, Carrier.POSTGRES_LOG, "Kafka's disk is full")
     since, shown = await told()
     assert (datetime.fromisoformat(since or ""), shown) == (now, True)
     assert "caravan failover kafka" in text_of(await console.page("/workers"))
     async with db.transaction() as tx:
-        assert await actions.fail_over(tx, actor, Carrier.KAFKA, "it is back")
+        assert await event_log.fail_over(tx, actor, Carrier.KAFKA, "it is back")
     assert await told() == (None, False)
 
 

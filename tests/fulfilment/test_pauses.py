@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from caravan import pauses
-from caravan.admin import actions, worst_day
+from caravan.admin import money, placing, worst_day
 from caravan.allocations.operations import AllocationRefused, settle_allocations
 from caravan.apps.subscriptions import BY_GROUP
 from caravan.db import Database
@@ -62,7 +62,7 @@ async def stage_of(shop: Shop, payment: UUID) -> tuple[str, str | None]:
 
 async def repair(shop: Shop, payment: UUID) -> Any:
     async with shop.db.transaction() as tx:
-        return await actions.repair(tx, ACTOR, payment, "by hand", subscriptions=BY_GROUP, notice=NOTICE)
+        return await money.repair(tx, ACTOR, payment, "by hand", subscriptions=BY_GROUP, notice=NOTICE)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -126,7 +126,7 @@ async def test_every_button_obeys(shop: Shop) -> None:
     await shop.work()
     purchase = (await shop.why(payment)).purchase_id
     async with shop.db.transaction() as tx:
-        assigned = await worst_day.actions.auto_assign(tx, ACTOR, purchase_id=purchase, notice=NOTICE)
+        assigned = await placing.auto_assign(tx, ACTOR, purchase_id=purchase, notice=NOTICE)
         assert isinstance(assigned.refusal, AllocationRefused)
         assert assigned.refusal.problem_code == "STAGE_PAUSED"
     assert await shop.rows("select 1 from bookings") == []
@@ -236,7 +236,7 @@ async def test_a_refund_ends_what_is_paused(shop: Shop) -> None:
     payment = await shop.bought()
     await shop.work()
     async with shop.db.transaction() as tx:
-        await actions.refund(tx, ACTOR, payment, "by the family's wish", providers=PROVIDERS)
+        await money.refund(tx, ACTOR, payment, "by the family's wish", providers=PROVIDERS)
     await shop.work()
     assert (await stage_of(shop, payment))[0] == "refunded"
     assert await shop.rows("select 1 from bookings where live") == []

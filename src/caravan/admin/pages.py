@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Awaitable, Callable
 from datetime import date, timedelta
 from typing import Annotated, Any, Final
@@ -11,12 +10,14 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Form, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
-from caravan.admin import actions, purchases, wording, worst_day
+from caravan.admin import event_log, money, placing, purchases, wording, worst_day
+from caravan.admin.deps import SOURCE, Notice, Subscriptions, Write
+from caravan.admin.detail import get_detail
+from caravan.admin.forms import read_cents, read_count, read_date, read_degrees, read_sessions
 from caravan.admin.overview import get_overview, sum_undelivered
-from caravan.admin.routes import SOURCE, Notice, Subscriptions, Write
 from caravan.db import Tx
 from caravan.deliveries import Stage
-from caravan.errors import Conflict, DomainError, Invalid
+from caravan.errors import Conflict, DomainError
 from caravan.eventlog.carrier import get_carrier
 from caravan.eventlog.dead_letters import list_dead_letters
 from caravan.eventlog.lag import list_lag
@@ -37,8 +38,6 @@ from caravan.web.schemas import QueryText, Storable
 PAGE_LINES: Final = 50
 UNCLAIMED_SHOWN: Final = 20
 WAITS: Final = "waits"  # what a page is told of a repair that could move nothing
-CENTS: Final = re.compile(r"(\d{1,10})(?:\.(\d{2}))?")
-
 
 
 async def read_banners(request: Request, db: Db) -> None:
@@ -61,46 +60,25 @@ Place = Annotated[str, Query(max_length=200)]
 environment.filters["reason"] = reason_words
 
 
-class AmountUnreadable(Invalid):
-    """An amount is written like 1200 or 1200.50."""
-
-    code = "AMOUNT_UNREADABLE"
-
-
-class SessionsUnreadable(Invalid):
-    """Sessions are written as how many (2), or as their numbers (#29 #30)."""
-
-    code = "SESSIONS_UNREADABLE"
-
-
-class DateUnreadable(Invalid):
-    """A date is written like 2026-01-09."""
-
-    code = "DATE_UNREADABLE"
-
-
-class PlaceUnreadable(Invalid):
-    """A place is a latitude from -90 to 90 and a longitude from -180 to 180, such as 28.4595 and 77.0266."""
-
-    code = "PLACE_UNREADABLE"
-
-
 class ChangedMeanwhile(Conflict):
     """The payment has changed since this page was made: look at it again."""
 
     code = "CHANGED_MEANWHILE"
 
 
-def show(request: Request, actor: Actor, template: str, *, status_code: int = 200, **context: Any) -> Response:
-    """A page of the console; its templates ask `may(action)` before they show a button."""
+def show(
+    request: Request, actor: Actor, template: str, *, problem: DomainError | None = None, **context: Any
+) -> Response:
+    """A page of the console, with why something was refused; its templates ask `may(action)` before they show a
+    button."""
 
     def may(action: str) -> bool:
         return actor.role in POLICIES[action]
 
     context |= {"may": may, "state": wording.state_sentence, "precise": wording.precise}
     context |= {"alerts": request.state.alerts, "watched": request.state.watched, "where": wording.where_to_look}
-    context |= {"pauses": request.state.pauses}
-    return render(request, actor, f"admin/{template}", status_code=status_code, **context)
+    context |= {"pauses": request.state.pauses, "problem": problem.detail if problem else ""}
+    return render(request, actor, f"admin/{template}", status_code=problem.status if problem else 200, **context)
 
 
 # ------------------------------------------------------------------ looking
@@ -156,19 +134,18 @@ async def _purchase(
     request: Request, actor: Actor, db: Db, some_id: UUID, *, done: str = "", problem: DomainError | None = None
 ) -> Response:
     async with db.transaction(SOURCE, read_only=True) as tx:
-        detail = await purchases.get_detail(tx, some_id, local=True)
+        detail = await get_detail(tx, some_id, local=True)
         by_hand = [moment for moment in detail.timeline if moment.kind == "by hand"]
         return show(
             request,
             actor,
             "purchase.html",
-            status_code=problem.status if problem else 200,
+            problem=problem,
             detail=detail,
             line=detail.line,
             finding=detail.line.finding,
             done=by_hand[-1].said if done and done != WAITS and by_hand else "",
             waits=still_waits(detail.line.finding.reason) if done == WAITS and detail.line.finding.reason else "",
-            problem=problem.detail if problem else "",
             now=tx.now,
         )
 
@@ -182,15 +159,7 @@ async def _dead_letters(request: Request, actor: Actor, db: Db, problem: DomainE
     async with db.transaction(SOURCE, read_only=True) as tx:
         parked = await list_dead_letters(tx, limit=PAGE_LINES)
         resolved = [letter for letter in await list_dead_letters(tx, status=None) if letter.status != "parked"]
-    return show(
-        request,
-        actor,
-        "dead_letters.html",
-        status_code=problem.status if problem else 200,
-        parked=parked,
-        resolved=resolved,
-        problem=problem.detail if problem else "",
-    )
+    return show(request, actor, "dead_letters.html", problem=problem, parked=parked, resolved=resolved)
 
 
 @router.get("/workers")
@@ -240,17 +209,17 @@ async def press(
         raise NoSuchButton
     judge(actor, needed)
     try:
-        starts = _read_date(start_date)
-        cents, taken = _read_cents(amount), _read_sessions(sessions)
-        count = _read_count(session_count)
+        starts = read_date(start_date)
+        cents, taken = read_cents(amount), read_sessions(sessions)
+        count = read_count(session_count)
 
         async def work(tx: Tx) -> Any:
             match button:
                 case "repair":
-                    return await actions.repair(tx, actor, payment_id, note, subscriptions=subscriptions, notice=notice)
+                    return await money.repair(tx, actor, payment_id, note, subscriptions=subscriptions, notice=notice)
                 case "refund":
                     await _refuse_stale(tx, payment_id, refunded_cents)
-                    return await actions.refund(
+                    return await money.refund(
                         tx,
                         actor,
                         payment_id,
@@ -261,17 +230,17 @@ async def press(
                         as_coins=settings.coin_value_cents if as_coins else None,
                     )
                 case "accept":
-                    return await actions.accept(tx, actor, payment_id, note)
+                    return await money.accept(tx, actor, payment_id, note)
                 case "hold":
-                    return await actions.hold(tx, actor, payment_id, note)
+                    return await money.hold(tx, actor, payment_id, note)
                 case "release":
-                    return await actions.release(tx, actor, payment_id, note, notice=notice)
+                    return await money.release(tx, actor, payment_id, note, notice=notice)
                 case "confirm-start":
                     return await worst_day.confirm_start(
                         tx, actor, payment_id, note, start_date=starts, notice=notice
                     )
                 case "mend_payment":
-                    return await actions.mend_payment(
+                    return await money.mend_payment(
                         tx,
                         actor,
                         payment_id,
@@ -281,8 +250,8 @@ async def press(
                         start_date=starts,
                     )
                 case "enter-location":
-                    north, east = _read_degrees(latitude, 90), _read_degrees(longitude, 180)
-                    return await actions.enter_location(
+                    north, east = read_degrees(latitude, 90), read_degrees(longitude, 180)
+                    return await money.enter_location(
                         tx, actor, payment_id, note, latitude=north, longitude=east, notice=notice
                     )
                 case _:
@@ -330,8 +299,8 @@ async def _refuse_stale(tx: Tx, payment_id: UUID, refunded_cents: str) -> None:
 async def _mend_purchase(
     tx: Tx, actor: Actor, payment_id: UUID, note: str, time_slot: str, start_date: date | None, notice: timedelta
 ) -> None:
-    detail = await purchases.get_detail(tx, payment_id)
-    await actions.mend_purchase(
+    detail = await get_detail(tx, payment_id)
+    await placing.mend_purchase(
         tx,
         actor,
         detail.line.finding.purchase_id or payment_id,
@@ -353,7 +322,7 @@ async def press_replay(
     note: Text = "",
 ) -> Response:
     async def work(tx: Tx) -> Any:
-        return await actions.replay(tx, actor, dead_letter_id, note, subscriptions=subscriptions)
+        return await event_log.replay(tx, actor, dead_letter_id, note, subscriptions=subscriptions)
 
     return await _resolve(request, actor, db, write, work)
 
@@ -368,7 +337,7 @@ async def press_discard(
     note: Text = "",
 ) -> Response:
     async def work(tx: Tx) -> Any:
-        return await actions.discard(tx, actor, dead_letter_id, note)
+        return await event_log.discard(tx, actor, dead_letter_id, note)
 
     return await _resolve(request, actor, db, write, work)
 
@@ -381,60 +350,3 @@ async def _resolve(
     except DomainError as problem:
         return await _dead_letters(request, actor, db, problem)
     return RedirectResponse("/admin/dead-letters", status_code=303)
-
-
-# ------------------------------------------------------------------ what people type
-
-
-def _read_cents(text: str) -> int | None:
-    """`1200` or `1,200.50` of the currency's unit; None for nothing."""
-    text = text.strip().replace(",", "")
-    if not text:
-        return None
-    match = CENTS.fullmatch(text)
-    if match is None:
-        raise AmountUnreadable
-    return int(match[1]) * 100 + int(match[2] or 0)
-
-
-def _read_sessions(text: str) -> list[int] | int | None:
-    """`2` is how many, `#29 #30` are which."""
-    words = text.replace(",", " ").split()
-    if not words:
-        return None
-    if len(words) == 1 and words[0].isascii() and words[0].isdecimal() and len(words[0]) <= 3:
-        return int(words[0])
-    if not all(re.fullmatch(r"#\d{1,3}", word, re.ASCII) for word in words):
-        raise SessionsUnreadable
-    return [int(word[1:]) for word in words]
-
-
-def _read_degrees(text: str, most: int) -> float:
-    try:
-        degrees = float(text.strip())
-    except ValueError:
-        raise PlaceUnreadable from None
-    if not -most <= degrees <= most:  # NaN too
-        raise PlaceUnreadable
-    return degrees
-
-
-def _read_count(text: str) -> int | None:
-    text = text.strip()
-    if not text:
-        return None
-    if not re.fullmatch(r"\d{1,3}", text, re.ASCII) or not 1 <= int(text) <= 400:
-        raise SessionsUnreadable("The number of sessions is between 1 and 400.")
-    return int(text)
-
-
-def _read_date(text: str) -> date | None:
-    text = text.strip()
-    if not text:
-        return None
-    if not re.fullmatch(r"\d{4}-\d{2}-\d{2}", text, re.ASCII):
-        raise DateUnreadable
-    try:
-        return date.fromisoformat(text)
-    except ValueError:
-        raise DateUnreadable from None

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Header, Path, Query, Request
+from fastapi import APIRouter, Header, Path, Query, Request
 
-from caravan.admin import actions, purchases
+from caravan.admin import event_log, money, placing, purchases
+from caravan.admin.deps import SOURCE, Notice, Subscriptions, Write
+from caravan.admin.detail import get_detail
 from caravan.admin.overview import get_overview
 from caravan.admin.schemas import (
     AlertOut,
@@ -39,13 +40,12 @@ from caravan.admin.schemas import (
     SyncedOut,
     WorkersOut,
 )
-from caravan.db import Database, Tx
+from caravan.db import Tx
 from caravan.deliveries import Stage
 from caravan.eventlog.carrier import get_carrier
 from caravan.eventlog.dead_letters import list_dead_letters
 from caravan.eventlog.lag import list_lag
 from caravan.eventlog.standing import stand
-from caravan.eventlog.subscription import Subscription
 from caravan.eventlog.workers import list_workers
 from caravan.fulfilment import alerts
 from caravan.fulfilment.diagnose import diagnose
@@ -54,17 +54,15 @@ from caravan.ids import new_id
 from caravan.payments.providers import list_providers
 from caravan.student_views.routes import Cache
 from caravan.web.auth import Actor
-from caravan.web.deps import Db, SettingsDep, Trace
+from caravan.web.deps import Db, SettingsDep
 from caravan.web.idempotency import once
 from caravan.web.policies import allow
 from caravan.web.schemas import QueryText
 
-SOURCE = "admin-service"
 LIMIT_MAX = 200
 
 router = APIRouter(prefix="/api/v1/admin", tags=["admin"])
 
-T = TypeVar("T")
 Reader = Annotated[Actor, allow("admin:read")]
 Repairer = Annotated[Actor, allow("admin:repair")]
 Mender = Annotated[Actor, allow("admin:mend")]
@@ -73,43 +71,12 @@ Discarder = Annotated[Actor, allow("admin:discard")]
 Limit = Annotated[int, Query(ge=1, le=LIMIT_MAX)]
 Seq = Annotated[int, Path(ge=1, le=400)]
 Cursor = Annotated[str | None, Query(max_length=200)]
-
-
-def get_subscriptions(request: Request) -> Mapping[str, Subscription]:
-    """The wiring, by group, as the application was given it: dead letters are replayed through it."""
-    return request.app.state.subscriptions
-
-
-def get_notice(settings: SettingsDep) -> timedelta:
-    return timedelta(hours=settings.notice_hours)
-
-
-Subscriptions = Annotated[Mapping[str, Subscription], Depends(get_subscriptions)]
-Notice = Annotated[timedelta, Depends(get_notice)]
 # A request without a body is refused for its missing note, as one with an empty note.
 OptionalNote = NoteIn | None
 
 
 def _note(body: OptionalNote) -> str | None:
     return body.note if body else None
-
-
-class Writer:
-    """Runs a change in a transaction of this service, under the request's trace."""
-
-    def __init__(self, db: Db, trace: Trace) -> None:
-        self._db: Database = db
-        self._trace: str = trace
-
-    async def __call__(self, work: Callable[[Tx], Awaitable[T]]) -> T:
-        async def traced(tx: Tx) -> T:
-            tx.trace = self._trace
-            return await work(tx)
-
-        return await self._db.transact(traced, source=SOURCE)
-
-
-Write = Annotated[Writer, Depends()]
 
 
 # ------------------------------------------------------------------ looking
@@ -139,7 +106,7 @@ async def get_diagnosis(
             tx, student_id=student_id, course_id=course_id, payment_id=payment_id, purchase_id=purchase_id, limit=limit
         )
         found = await name_stale_views(tx, cache, found) if cache else found
-    return DiagnosesOut(items=[DiagnosisOut.of(finding) for finding in found])
+    return DiagnosesOut(items=[DiagnosisOut.model_validate(finding) for finding in found])
 
 
 @router.get("/purchases")
@@ -162,7 +129,7 @@ async def get_purchases(
 async def get_purchase(purchase_id: UUID, _actor: Reader, db: Db) -> PurchaseOut:
     """One purchase with its timeline; a payment's id does as well."""
     async with db.transaction(SOURCE, read_only=True) as tx:
-        return PurchaseOut.of_detail(await purchases.get_detail(tx, purchase_id))
+        return PurchaseOut.of_detail(await get_detail(tx, purchase_id))
 
 
 @router.get("/allocations")
@@ -205,8 +172,8 @@ async def get_workers(_actor: Reader, db: Db) -> WorkersOut:
 @router.get("/lag")
 async def get_lag(_actor: Reader, db: Db) -> LagsOut:
     async with db.transaction(SOURCE, read_only=True) as tx:
-        log = await get_carrier(tx)
-        return LagsOut(items=[LagOut.of(lag) for lag in await list_lag(tx)], failed_over_since=log.failed_over_since)
+        since = (await get_carrier(tx)).failed_over_since
+        return LagsOut(items=[LagOut.model_validate(lag) for lag in await list_lag(tx)], failed_over_since=since)
 
 
 @router.get("/alerts")
@@ -214,7 +181,7 @@ async def get_alerts(_actor: Reader, db: Db, state: Literal["open", "all"] = "op
     """What somebody should know of the platform itself; `all`: with what has ended."""
     async with db.transaction(SOURCE, read_only=True) as tx:
         found = await alerts.list_open(tx) + (await alerts.list_ended(tx) if state == "all" else [])
-    return AlertsOut(items=[AlertOut.of(alert) for alert in found])
+    return AlertsOut(items=[AlertOut.model_validate(alert) for alert in found])
 
 
 # ------------------------------------------------------------------ payments
@@ -232,9 +199,9 @@ async def post_repair(
     """The one safe next step, through the worker's own code; says what it did."""
 
     async def work(tx: Tx) -> Any:
-        return await actions.repair(tx, actor, payment_id, _note(body), subscriptions=subscriptions, notice=notice)
+        return await money.repair(tx, actor, payment_id, _note(body), subscriptions=subscriptions, notice=notice)
 
-    return RepairedOut.model_validate(await write(work), from_attributes=True)
+    return RepairedOut.model_validate(await write(work))
 
 
 @router.post("/payments/{payment_id}/refund")
@@ -256,7 +223,7 @@ async def post_refund(
     refund_id = new_id()  # once: the transaction may run again
 
     async def refund(tx: Tx) -> RefundOut:
-        done = await actions.refund(
+        done = await money.refund(
             tx,
             actor,
             payment_id,
@@ -267,7 +234,7 @@ async def post_refund(
             as_coins=settings.coin_value_cents if given.as_coins else None,
             refund_id=refund_id,
         )
-        return RefundOut.model_validate(done, from_attributes=True)
+        return RefundOut.model_validate(done)
 
     async def work(tx: Tx) -> RefundOut:
         if idempotency_key is None:
@@ -288,7 +255,7 @@ async def post_accept(payment_id: UUID, actor: Cashier, write: Write, body: Opti
     """Another amount than asked for will do (AMOUNT_MISMATCH)."""
 
     async def work(tx: Tx) -> DiagnosisOut:
-        await actions.accept(tx, actor, payment_id, _note(body))
+        await money.accept(tx, actor, payment_id, _note(body))
         return await now_of(tx, payment_id)
 
     return await write(work)
@@ -297,7 +264,7 @@ async def post_accept(payment_id: UUID, actor: Cashier, write: Write, body: Opti
 @router.post("/payments/{payment_id}/hold")
 async def post_hold(payment_id: UUID, actor: Mender, write: Write, body: OptionalNote = None) -> DiagnosisOut:
     async def work(tx: Tx) -> DiagnosisOut:
-        await actions.hold(tx, actor, payment_id, _note(body))
+        await money.hold(tx, actor, payment_id, _note(body))
         return await now_of(tx, payment_id)
 
     return await write(work)
@@ -308,7 +275,7 @@ async def post_release(
     payment_id: UUID, actor: Mender, write: Write, notice: Notice, body: OptionalNote = None
 ) -> DiagnosisOut:
     async def work(tx: Tx) -> DiagnosisOut:
-        await actions.release(tx, actor, payment_id, _note(body), notice=notice)
+        await money.release(tx, actor, payment_id, _note(body), notice=notice)
         return await now_of(tx, payment_id)
 
     return await write(work)
@@ -319,7 +286,7 @@ async def patch_payment(payment_id: UUID, body: MendPaymentIn, actor: Mender, wr
     """Say what an imported payment didn't (TIER_UNKNOWN, INVALID_SCHEDULE), and go on with it."""
 
     async def work(tx: Tx) -> DiagnosisOut:
-        await actions.mend_payment(
+        await money.mend_payment(
             tx,
             actor,
             payment_id,
@@ -335,7 +302,7 @@ async def patch_payment(payment_id: UUID, body: MendPaymentIn, actor: Mender, wr
 
 async def now_of(tx: Tx, payment_id: UUID) -> DiagnosisOut:
     (finding,) = await diagnose(tx, payment_id=payment_id)
-    return DiagnosisOut.of(finding)
+    return DiagnosisOut.model_validate(finding)
 
 
 # ------------------------------------------------------------------ purchases, trainers, sessions
@@ -348,11 +315,11 @@ async def patch_purchase(
     """Another slot or start for a purchase that waits (STUDENT_CONFLICT, INVALID_SCHEDULE)."""
 
     async def work(tx: Tx) -> DiagnosisOut:
-        await actions.mend_purchase(
+        await placing.mend_purchase(
             tx, actor, purchase_id, body.note, time_slot=body.time_slot, start_date=body.start_date, notice=notice
         )
         (finding,) = await diagnose(tx, purchase_id=purchase_id)
-        return DiagnosisOut.of(finding)
+        return DiagnosisOut.model_validate(finding)
 
     return await write(work)
 
@@ -364,9 +331,9 @@ async def post_session(
     """Note how a session went; a trainer's absence makes one owed."""
 
     async def work(tx: Tx) -> DiagnosisOut:
-        await actions.mark_session(tx, actor, purchase_id, seq, body.status, body.note, notice=notice)
+        await placing.mark_session(tx, actor, purchase_id, seq, body.status, body.note, notice=notice)
         (finding,) = await diagnose(tx, purchase_id=purchase_id)
-        return DiagnosisOut.of(finding)
+        return DiagnosisOut.model_validate(finding)
 
     return await write(work)
 
@@ -375,8 +342,8 @@ async def post_session(
 async def post_auto_assign(body: AutoAssignIn, actor: Repairer, write: Write, notice: Notice) -> AssignedOut:
     """Find a trainer as the worker would. Again changes nothing; where it has to wait, 409 with the reason as code."""
 
-    async def work(tx: Tx) -> actions.Assigned:
-        return await actions.auto_assign(
+    async def work(tx: Tx) -> placing.Assigned:
+        return await placing.auto_assign(
             tx,
             actor,
             purchase_id=body.purchase_id,
@@ -391,7 +358,7 @@ async def post_auto_assign(body: AutoAssignIn, actor: Repairer, write: Write, no
     assigned = await write(work)
     if assigned.refusal is not None:
         raise assigned.refusal
-    return AssignedOut.model_validate(assigned, from_attributes=True)
+    return AssignedOut.model_validate(assigned)
 
 
 @router.post("/allocations/{allocation_id}/approve")
@@ -401,10 +368,10 @@ async def post_approve(
     """Give a waiting allocation this trainer, or the best one; 409 with the reason leaves it as it is."""
     given = body or ApproveIn()
 
-    async def work(tx: Tx) -> actions.Assigned:
-        return await actions.approve(tx, actor, allocation_id, given.trainer_id, given.note, notice=notice)
+    async def work(tx: Tx) -> placing.Assigned:
+        return await placing.approve(tx, actor, allocation_id, given.trainer_id, given.note, notice=notice)
 
-    return AssignedOut.model_validate(await write(work), from_attributes=True)
+    return AssignedOut.model_validate(await write(work))
 
 
 @router.post("/allocations/{allocation_id}/sessions")
@@ -412,7 +379,7 @@ async def post_sessions(allocation_id: UUID, actor: Repairer, write: Write, body
     """Make the sessions that are missing."""
 
     async def work(tx: Tx) -> dict[str, int]:
-        return await actions.create_sessions(tx, actor, allocation_id, _note(body))
+        return await placing.create_sessions(tx, actor, allocation_id, _note(body))
 
     return SyncedOut(**await write(work))
 
@@ -425,7 +392,7 @@ async def post_replay(
     dead_letter_id: UUID, actor: Repairer, write: Write, subscriptions: Subscriptions, body: OptionalNote = None
 ) -> DeadLetterOut:
     async def work(tx: Tx) -> DeadLetterOut:
-        letter = await actions.replay(tx, actor, dead_letter_id, _note(body), subscriptions=subscriptions)
+        letter = await event_log.replay(tx, actor, dead_letter_id, _note(body), subscriptions=subscriptions)
         return DeadLetterOut.of(letter)
 
     return await write(work)
@@ -436,6 +403,6 @@ async def post_discard(
     dead_letter_id: UUID, actor: Discarder, write: Write, body: OptionalNote = None
 ) -> DeadLetterOut:
     async def work(tx: Tx) -> DeadLetterOut:
-        return DeadLetterOut.of(await actions.discard(tx, actor, dead_letter_id, _note(body)))
+        return DeadLetterOut.of(await event_log.discard(tx, actor, dead_letter_id, _note(body)))
 
     return await write(work)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from datetime import date, datetime, time
+from dataclasses import fields
+from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from pydantic import AliasChoices, Field, model_validator
 
-from caravan.admin import overview, purchases
+from caravan.admin.detail import Allocation, Counts, Detail, Moment, Session, Terms
+from caravan.admin.overview import Funnel, Overview, Undelivered
+from caravan.admin.purchases import Listed
 from caravan.eventlog.dead_letters import DeadLetter
-from caravan.eventlog.lag import GroupLag
 from caravan.eventlog.standing import Standing
-from caravan.fulfilment.alerts import Alert
-from caravan.fulfilment.diagnose import Action, Finding
+from caravan.payments.webhooks import Unclaimed
 from caravan.web.schemas import CalendarDate, In, Note, Out
 
 SessionCount = Annotated[int, Field(strict=True, ge=1, le=400)]
@@ -100,6 +100,11 @@ class MarkSessionIn(NoteIn):
 # ------------------------------------------------------------------ what is answered
 
 
+def _shown(*things: Any) -> dict[str, Any]:
+    """The fields of some dataclasses, as one: an answer takes those that it names."""
+    return {each.name: getattr(thing, each.name) for thing in things for each in fields(thing)}
+
+
 class ActionOut(Out):
     name: str
     label: str
@@ -108,10 +113,6 @@ class ActionOut(Out):
     needs: tuple[str, ...]
     dead_letter_id: UUID | None
     hint: str | None
-
-
-def action_out(action: Action | None) -> ActionOut | None:
-    return None if action is None else ActionOut.model_validate(action, from_attributes=True)
 
 
 class DiagnosisOut(Out):
@@ -124,10 +125,6 @@ class DiagnosisOut(Out):
     technical: bool
     evidence: tuple[str, ...]
     action: ActionOut | None
-
-    @staticmethod
-    def of(finding: Finding) -> DiagnosisOut:
-        return DiagnosisOut.model_validate(finding, from_attributes=True)
 
 
 class DiagnosesOut(Out):
@@ -150,29 +147,9 @@ class LineOut(Out):
     waiting_since: datetime | None
     action: ActionOut | None
 
-    @staticmethod
-    def of(line: purchases.Listed) -> LineOut:
-        return LineOut(**line_fields(line))
-
-
-def line_fields(line: purchases.Listed) -> dict[str, Any]:
-    finding = line.finding
-    return {
-        "payment_id": finding.payment_id,
-        "purchase_id": finding.purchase_id,
-        "student_id": finding.student_id,
-        "student_name": line.student_name,
-        "course_id": finding.course_id,
-        "title": line.title,
-        "stage": finding.stage,
-        "reason": finding.reason,
-        "amount_cents": line.amount_cents,
-        "currency": line.currency,
-        "created_at": line.created_at,
-        "captured_at": line.captured_at,
-        "waiting_since": line.waiting_since,
-        "action": action_out(finding.action),
-    }
+    @classmethod
+    def of(cls, line: Listed) -> LineOut:
+        return cls.model_validate(_shown(line, line.finding))
 
 
 class PurchasesOut(Out):
@@ -180,78 +157,21 @@ class PurchasesOut(Out):
     next_cursor: str | None
 
 
-class TermsOut(Out):
-    sessions: int | None
-    session_minutes: int | None
-    learning_mode: str | None
-    group_size: int
-    timezone: str | None
-    slot_start: time | None
-    start_date: date | None
-    sold_slot_start: time | None
-    sold_start_date: date | None
-    price_cents: int
-    currency: str
-
-
-class CountsOut(Out):
-    total: int
-    scheduled: int
-    completed: int
-    student_absent: int
-    cancelled: int
-    refunded: int
-    owed: int
-
-
-class AllocationDetailOut(Out):
-    id: UUID
-    status: str
-    trainer_id: UUID | None
-    trainer_name: str | None
-    decision: dict[str, Any] | None
-    created_at: datetime
-
-
-class SessionOut(Out):
-    seq: int
-    starts_at: datetime
-    ends_at: datetime
-    status: str
-    trainer_id: UUID
-
-
-class MomentOut(Out):
-    at: datetime
-    kind: str
-    actor: str
-    said: str
-    subject: str
-
-
 class PurchaseOut(LineOut):
     """One purchase with its timeline, the oldest first; every line says who."""
 
     evidence: tuple[str, ...]
-    terms: TermsOut
-    session_counts: CountsOut | None
-    allocations: list[AllocationDetailOut]
-    sessions: list[SessionOut]
+    terms: Terms
+    session_counts: Counts | None
+    allocations: list[Allocation]
+    sessions: list[Session]
     refunded_cents: int
-    timeline: list[MomentOut]
+    timeline: list[Moment]
 
-    @staticmethod
-    def of_detail(detail: purchases.Detail) -> PurchaseOut:
-        return PurchaseOut(
-            **line_fields(detail.line),
-            evidence=detail.line.finding.evidence,
-            terms=TermsOut.model_validate(detail.terms, from_attributes=True),
-            session_counts=detail.counts and CountsOut.model_validate(detail.counts, from_attributes=True),
-            allocations=[AllocationDetailOut.model_validate(a, from_attributes=True) for a in detail.allocations],
-            sessions=[SessionOut.model_validate(s, from_attributes=True) for s in detail.sessions],
-            refunded_cents=detail.refunded_cents,
-            timeline=[MomentOut.model_validate(m, from_attributes=True) for m in detail.timeline],
-        )
+    @classmethod
+    def of_detail(cls, detail: Detail) -> PurchaseOut:
+        seen = _shown(detail, detail.line, detail.line.finding)
+        return cls.model_validate(seen | {"session_counts": detail.counts})
 
 
 class RepairedOut(Out):
@@ -325,10 +245,9 @@ class DeadLetterOut(Out):
     resolved_by: str | None
     note: str | None
 
-    @staticmethod
-    def of(letter: DeadLetter) -> DeadLetterOut:
-        names = [name for name in DeadLetterOut.model_fields if name != "event"]
-        return DeadLetterOut(**{name: getattr(letter, name) for name in names}, event=letter.envelope)
+    @classmethod
+    def of(cls, letter: DeadLetter) -> DeadLetterOut:
+        return cls.model_validate(_shown(letter) | {"event": letter.envelope})
 
 
 class DeadLettersOut(Out):
@@ -368,18 +287,10 @@ class WorkersOut(Out):
     items: list[WorkerOut]
     missing: list[MissingOut]
 
-    @staticmethod
-    def of(standings: Sequence[Standing]) -> WorkersOut:
-        return WorkersOut(
-            items=[
-                WorkerOut.model_validate({**asdict(each.worker), "state": each.state, "sentence": each.sentence})
-                for each in standings
-                if each.worker is not None
-            ],
-            missing=[
-                MissingOut.model_validate(each, from_attributes=True) for each in standings if each.worker is None
-            ],
-        )
+    @classmethod
+    def of(cls, standings: Sequence[Standing]) -> WorkersOut:
+        there = [_shown(each, each.worker) for each in standings if each.worker is not None]
+        return cls.model_validate({"items": there, "missing": [each for each in standings if each.worker is None]})
 
 
 class LagOut(Out):
@@ -391,33 +302,10 @@ class LagOut(Out):
     state: str
     sentence: str
 
-    @staticmethod
-    def of(lag: GroupLag) -> LagOut:
-        return LagOut.model_validate(lag, from_attributes=True)
-
 
 class LagsOut(Out):
     items: list[LagOut]
     failed_over_since: datetime | None = None  # the workers do without the Kafka that is there
-
-
-class UndeliveredOut(Out):
-    """`byReason` counts payments; the keys are reasons as they are, and ON_ITS_WAY."""
-
-    count: int
-    amount_cents: int
-    oldest_seconds: int
-    by_reason: dict[str, int]
-    amount_cents_by_currency: dict[str, int]
-
-
-class UnclaimedItemOut(Out):
-    provider: str
-    event_id: str
-    payment_id: UUID
-    amount_cents: int
-    currency: str
-    received_at: datetime
 
 
 class UnclaimedOut(Out):
@@ -425,36 +313,22 @@ class UnclaimedOut(Out):
 
     count: int
     amount_cents: int
-    items: list[UnclaimedItemOut]
-
-
-class FunnelOut(Out):
-    asked: int
-    paid: int
-    purchased: int
-    allocated: int
-    scheduled: int
-    refunded: int
+    items: list[Unclaimed]
 
 
 class OverviewOut(Out):
-    undelivered: UndeliveredOut
+    undelivered: Undelivered
     unclaimed: UnclaimedOut
-    funnel: dict[str, FunnelOut]
+    funnel: dict[str, Funnel]
 
-    @staticmethod
-    def of(seen: overview.Overview) -> OverviewOut:
+    @classmethod
+    def of(cls, seen: Overview) -> OverviewOut:
         money = seen.unclaimed
-        items = [UnclaimedItemOut.model_validate(item, from_attributes=True) for item in money[:UNCLAIMED_ITEMS_MAX]]
-        return OverviewOut(
-            undelivered=UndeliveredOut.model_validate(seen.undelivered, from_attributes=True),
-            unclaimed=UnclaimedOut(
-                count=len(money), amount_cents=sum(each.amount_cents for each in money), items=items
-            ),
-            funnel={
-                "lastDay": FunnelOut.model_validate(seen.last_day, from_attributes=True),
-                "lastWeek": FunnelOut.model_validate(seen.last_week, from_attributes=True),
-            },
+        cents = sum(each.amount_cents for each in money)
+        return cls(
+            undelivered=seen.undelivered,
+            unclaimed=UnclaimedOut(count=len(money), amount_cents=cents, items=money[:UNCLAIMED_ITEMS_MAX]),
+            funnel={"lastDay": seen.last_day, "lastWeek": seen.last_week},
         )
 
 
@@ -469,10 +343,6 @@ class AlertOut(Out):
     facts: dict[str, Any]
     began_at: datetime
     ended_at: datetime | None
-
-    @staticmethod
-    def of(alert: Alert) -> AlertOut:
-        return AlertOut.model_validate(alert, from_attributes=True)
 
 
 class AlertsOut(Out):

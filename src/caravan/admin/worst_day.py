@@ -1,5 +1,5 @@
 """The buttons of the worst day: stop a stage and let it go on, agree to a later start, repair many, settle unclaimed
-money. As admin/actions: everything takes the actor, checks the note and leaves its audit row."""
+money. As admin/money: everything takes the actor, checks the note and leaves its audit row."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 from uuid import UUID
 
 from caravan import pauses
-from caravan.admin import actions
-from caravan.admin.actions import audited
+from caravan.admin import money
+from caravan.admin.audited import audited
 from caravan.allocations import operations as allocations
 from caravan.db import Database, Tx
 from caravan.deliveries import Reason
@@ -130,7 +130,7 @@ async def repair_many(
         told: list[Repaired] = []
 
         async def work(tx: Tx) -> None:
-            told[:] = [await actions.repair(tx, actor, payment_id, note, subscriptions=subscriptions, notice=notice)]
+            told[:] = [await money.repair(tx, actor, payment_id, note, subscriptions=subscriptions, notice=notice)]
             if dry_run:
                 raise DryRun
 

@@ -11,7 +11,8 @@ from pydantic import Field, model_validator
 
 from caravan import pauses
 from caravan.admin import worst_day
-from caravan.admin.routes import SOURCE, Mender, Notice, Reader, Subscriptions, Write, now_of
+from caravan.admin.deps import MANY_MAX, SOURCE, Notice, Subscriptions, Write
+from caravan.admin.routes import Mender, Reader, now_of
 from caravan.admin.schemas import DATE_NAMES, DiagnosisOut, NoteIn
 from caravan.db import Tx
 from caravan.deliveries import Stage
@@ -22,8 +23,6 @@ from caravan.web.auth import Actor
 from caravan.web.deps import Db, SettingsDep
 from caravan.web.policies import allow
 from caravan.web.schemas import CalendarDate, Out
-
-MANY_MAX = 100  # within one request; the command line has no such limit
 
 router = APIRouter(prefix="/api/v1/admin", tags=["admin"])
 
@@ -89,7 +88,7 @@ class PauseOut(Out):
 
     @classmethod
     def of(cls, pause: Pause, under_way: int = 0) -> PauseOut:
-        return cls.model_validate(pause, from_attributes=True).model_copy(update={"under_way": under_way})
+        return cls.model_validate(pause).model_copy(update={"under_way": under_way})
 
 
 class PausesOut(Out):
@@ -115,7 +114,7 @@ class RepairsOut(Out):
 
     @classmethod
     def of(cls, done: Done, *, dry_run: bool) -> RepairsOut:
-        lines = [RepairLineOut.model_validate(line, from_attributes=True) for line in done.lines]
+        lines = [RepairLineOut.model_validate(line) for line in done.lines]
         return cls(chosen=done.chosen, moved=done.moved, stopped=done.stopped, dry_run=dry_run, items=lines)
 
 
@@ -126,10 +125,6 @@ class UnclaimedOut(Out):
     amount_cents: int
     currency: str
     received_at: datetime
-
-    @classmethod
-    def of(cls, item: Unclaimed) -> UnclaimedOut:
-        return cls.model_validate(item, from_attributes=True)
 
 
 class UnclaimedListOut(Out):
@@ -196,7 +191,7 @@ async def post_repairs(
 async def get_unclaimed(_actor: Reader, db: Db, settings: SettingsDep) -> UnclaimedListOut:
     async with db.transaction(SOURCE, read_only=True) as tx:
         found = await list_unclaimed(tx, timedelta(minutes=settings.unclaimed_minutes))
-    return UnclaimedListOut(items=[UnclaimedOut.of(item) for item in found])
+    return UnclaimedListOut(items=[UnclaimedOut.model_validate(item) for item in found])
 
 
 @router.post("/unclaimed/dealt-with")
@@ -206,4 +201,4 @@ async def post_unclaimed(body: UnclaimedIn, actor: Cashier, write: Write) -> Unc
     async def work(tx: Tx) -> Unclaimed:
         return await worst_day.deal_with_unclaimed(tx, actor, body.provider, body.event_id, body.note)
 
-    return UnclaimedOut.of(await write(work))
+    return UnclaimedOut.model_validate(await write(work))

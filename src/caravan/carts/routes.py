@@ -10,7 +10,6 @@ from fastapi import APIRouter
 from pydantic import AliasChoices, Field
 
 from caravan.carts import operations
-from caravan.carts.operations import Item
 from caravan.db import Tx
 from caravan.errors import NotFound
 from caravan.web import audit
@@ -47,10 +46,6 @@ class ItemOut(Out):
     amount_cents: int | None
     currency: str | None
 
-    @staticmethod
-    def of(item: Item) -> ItemOut:
-        return ItemOut.model_validate(item, from_attributes=True)
-
 
 class CartOut(Out):
     items: list[ItemOut]
@@ -69,7 +64,7 @@ async def _require_student(tx: Tx, actor: Actor, student_id: UUID) -> None:
 async def get_cart(student_id: UUID, actor: Annotated[Actor, allow("carts:read")], db: Db) -> CartOut:
     async with db.transaction(SOURCE, read_only=True) as tx:
         await _require_student(tx, actor, student_id)
-        return CartOut(items=[ItemOut.of(item) for item in await operations.list_items(tx, student_id)])
+        return CartOut(items=[ItemOut.model_validate(item) for item in await operations.list_items(tx, student_id)])
 
 
 @router.post("", status_code=201)
@@ -87,7 +82,7 @@ async def post_item(student_id: UUID, body: ItemIn, actor: Annotated[Actor, allo
             start_date=body.start_date,
         )
         await _keep(tx, actor, item.id)
-        return ItemOut.of(item)
+        return ItemOut.model_validate(item)
 
     return await db.transact(work, source=SOURCE)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from caravan.admin import actions
+from caravan.admin import money, placing
 from caravan.admin.purchases import Listed, list_lines, list_undelivered
 from caravan.admin.worst_day import DryRun
 from caravan.apps.subscriptions import BY_GROUP
@@ -173,7 +173,7 @@ async def _repair(db: Database, settings: Settings, payment_id: UUID, note: str 
     async def work(tx: Tx) -> None:
         notice = timedelta(hours=settings.notice_hours)
         done[:] = [
-            await actions.repair(
+            await money.repair(
                 tx, actor(), payment_id, note or "caravan repair", subscriptions=BY_GROUP, notice=notice
             )
         ]
@@ -228,7 +228,7 @@ def trigger_allocation(data: Path | None, student_id: UUID, course_id: UUID, not
 
     async def work(db: Database, settings: Settings) -> list[Listed]:
         async def assign(tx: Tx) -> list[Listed]:
-            assigned = await actions.auto_assign(
+            assigned = await placing.auto_assign(
                 tx,
                 actor(),
                 student_id=student_id,
@@ -237,7 +237,7 @@ def trigger_allocation(data: Path | None, student_id: UUID, course_id: UUID, not
                 notice=timedelta(hours=settings.notice_hours),
             )
             if assigned.allocation_id and assigned.status == "approved":
-                await actions.create_sessions(tx, actor(), assigned.allocation_id, note or "caravan trigger-allocation")
+                await placing.create_sessions(tx, actor(), assigned.allocation_id, note or "caravan trigger-allocation")
             return await list_lines(tx, await choose_payments(tx, purchase_id=assigned.purchase_id))
 
         return await db.transact(assign, SOURCE)

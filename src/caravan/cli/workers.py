@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from uuid import UUID
 
-from caravan.admin import actions
+from caravan.admin import event_log
 from caravan.apps.services import background
 from caravan.apps.subscriptions import BY_GROUP, SUBSCRIPTIONS
 from caravan.cli.database import actor, run
@@ -84,7 +84,7 @@ def lag(data: Path | None, *, as_json: bool) -> int:
 
 def failover(data: Path | None, carrier: Carrier, note: str, *, as_json: bool) -> int:
     async def work(db: Database, _settings: Settings) -> bool:
-        return await db.transact(lambda tx: actions.fail_over(tx, actor(), carrier, note), SOURCE)
+        return await db.transact(lambda tx: event_log.fail_over(tx, actor(), carrier, note), SOURCE)
 
     switched = run(data, work)
     place = "the outbox, without Kafka" if carrier is Carrier.POSTGRES_LOG else "Kafka"
@@ -155,7 +155,7 @@ def replay(data: Path | None, letter_id: UUID, note: str | None, *, as_json: boo
     async def work(db: Database, _settings: Settings) -> DeadLetter:
         async def again(tx: Tx) -> DeadLetter:
             given = note or "caravan dead-letters replay"
-            return await actions.replay(tx, actor(), letter_id, given, subscriptions=BY_GROUP)
+            return await event_log.replay(tx, actor(), letter_id, given, subscriptions=BY_GROUP)
 
         return await db.transact(again, SOURCE)
 
@@ -168,7 +168,7 @@ def replay(data: Path | None, letter_id: UUID, note: str | None, *, as_json: boo
 def discard(data: Path | None, letter_id: UUID, note: str, *, as_json: bool) -> int:
     async def work(db: Database, _settings: Settings) -> DeadLetter:
         async def give_up(tx: Tx) -> DeadLetter:
-            return await actions.discard(tx, actor(), letter_id, note)
+            return await event_log.discard(tx, actor(), letter_id, note)
 
         return await db.transact(give_up, SOURCE)
 

@@ -56,9 +56,10 @@ class In(BaseModel):
 
 
 class Out(BaseModel):
-    """An answer's body."""
+    """An answer's body; `model_validate` makes it of whatever has such attributes. A dataclass that holds nothing but
+    what is answered may be a field as it is: its names become camelCase too."""
 
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True)
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, from_attributes=True)
 
 
 def _storable(text: str) -> str:
