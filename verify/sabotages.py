@@ -367,7 +367,7 @@ def notice_ignored(t: Tamper) -> None:
 
         return hurried
 
-    t.replace("allocations.operations:_ask", at_once)
+    t.replace("allocations.case:say_when", at_once)
 
 
 def days_of_24_hours(t: Tamper) -> None:

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import pytest
 
-from caravan.allocations import operations, search
+from caravan.allocations import booking, search
 from caravan.allocations.matching import Need
 from caravan.allocations.operations import settle_allocations
 from caravan.allocations.search import Asked, Reach, Search, search_trainers, shortlist_trainers
@@ -150,7 +150,7 @@ def test_a_start_between_two_minutes_touches_both() -> None:
 async def test_whose_few_are_all_busy_is_served_by_the_one_who_is_left(
     db: Database, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(operations, "REACHES", (Reach(2, 4), Reach(4, 8)))
+    monkeypatch.setattr(booking, "REACHES", (Reach(2, 4), Reach(4, 8)))
     async with db.transaction() as tx:
         course = await a_course(tx)
         everybody = {await a_trainer(tx, course) for _ in range(14)}
@@ -216,7 +216,7 @@ async def test_a_batch_is_decided_the_same_again(db: Database) -> None:
 
 async def test_a_taken_student_costs_a_few_attempts_and_is_told(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     inserted: list[int] = []
-    insert = operations.bookings.insert_bookings
+    insert = booking.bookings.insert_bookings
 
     async def counted(tx: Tx, wishes: Sequence[Any]) -> set[UUID]:
         inserted.append(len(wishes))
@@ -230,7 +230,7 @@ async def test_a_taken_student_costs_a_few_attempts_and_is_told(db: Database, mo
         first = await a_purchase(tx, student, course)
         await settle_allocations(tx, [first])
         second = await a_purchase(tx, student, course, slot=time(6, 30))
-        monkeypatch.setattr(operations.bookings, "insert_bookings", counted)
+        monkeypatch.setattr(booking.bookings, "insert_bookings", counted)
         outcome = (await settle_allocations(tx, [second]))[second]
         assert (outcome.reason, outcome.detail) == (Reason.STUDENT_CONFLICT, {"purchaseId": str(first)})
         assert len(inserted) <= search.REACHES[0].most

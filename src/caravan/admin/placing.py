@@ -13,7 +13,8 @@ from caravan import calendar
 from caravan.admin.audited import audited, look
 from caravan.admin.detail import PurchaseNotFound
 from caravan.allocations import operations as allocations
-from caravan.allocations.operations import AllocationRefused, NoSuchAllocation, Settled
+from caravan.allocations.case import Settled
+from caravan.allocations.operations import AllocationRefused, NoSuchAllocation
 from caravan.db import Tx
 from caravan.deliveries import Reason
 from caravan.errors import Conflict

@@ -6,51 +6,32 @@ tables' present state under the purchases' locks, and does whatever is missing.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from datetime import date, timedelta
 from uuid import UUID
 
 import structlog
 
 from caravan import bookings, calendar, deliveries, pauses
 from caravan.allocations import store
-from caravan.allocations.matching import Need, Pick, assign, rank
+from caravan.allocations.booking import book
+from caravan.allocations.case import Case, Settled, say_when
+from caravan.allocations.matching import rank
 from caravan.allocations.plan import Plan, Slot, State, make_plan
-from caravan.allocations.search import (
-    CANDIDATES_SHOWN,
-    REACHES,
-    Asked,
-    Reach,
-    Search,
-    search_trainers,
-    shortlist_trainers,
-)
+from caravan.allocations.search import CANDIDATES_SHOWN
 from caravan.allocations.store import Decided
-from caravan.bookings import Missed, Series, Wish
-from caravan.calendar import InvalidSchedule
 from caravan.catalog import list_holidays
 from caravan.db import Tx
 from caravan.deliveries import Block, Reason, Stage
 from caravan.errors import Conflict, NotFound
 from caravan.eventlog import outbox
 from caravan.events import TrainerAllocated
-from caravan.ids import new_ids
 from caravan.pauses import Kept
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 NOTICE = timedelta(hours=12)
 """No session begins sooner than this from now, unless the installation says otherwise."""
-
-APART = timedelta(hours=12)
-"""No two sessions of a purchase begin sooner after one another, as the calendar has it."""
-
-LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
-
-SEARCHES_MAX = 12
-"""How often one pass asks for everybody anew, where others took all that it was given."""
 
 
 class NoSuchAllocation(NotFound):
@@ -77,50 +58,6 @@ class AllocationRefused(Conflict):
         return str(self.reason)
 
 
-Action = Literal["allocated", "waiting", "trimmed", "ended", "completed", "unchanged", "held"]
-
-
-@dataclass(slots=True)
-class Settled:
-    """What became of one purchase. `allocation_id`, `trainer_id`: as they are now, None where there are none.
-
-    `reason` and `detail`: why it waits, if it does.
-    """
-
-    action: Action
-    allocation_id: UUID | None
-    trainer_id: UUID | None
-    reason: Reason | None = None
-    detail: Mapping[str, object] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Refusal:
-    reason: Reason
-    detail: dict[str, object]
-
-
-@dataclass(slots=True)
-class _Case:
-    """One purchase on its way through a pass: what it is, what it should be, and what came of it."""
-
-    state: State
-    plan: Plan
-    outcome: Settled
-    missed: Missed | None = None
-    make_up: bool = False
-    """The purchase keeps its allocation and trainer; what is wanted comes beside it, as a single booking."""
-    need: Need | None = None
-    search: Search | None = None
-    pick: Pick | None = None
-    booking_id: UUID | None = None
-    refusal: _Refusal | None = None
-
-    @property
-    def open(self) -> bool:
-        return self.refusal is None and self.booking_id is None
-
-
 async def settle_allocations(
     tx: Tx, purchase_ids: Sequence[UUID], *, notice: timedelta = NOTICE, only: UUID | None = None
 ) -> dict[UUID, Settled]:
@@ -134,13 +71,13 @@ async def settle_allocations(
     await bookings.lock_purchases(tx, purchase_ids)
     states = await store.list_states(tx, purchase_ids)
     slots = await _slots(tx, [state for state in states if state.booked and not state.held])
-    cases: list[_Case] = []
+    cases: list[Case] = []
     settled: dict[UUID, Settled] = {}
     for state in states:
         outcome = Settled("held" if state.held else "unchanged", state.allocation_id, state.trainer_id)
         settled[state.purchase_id] = outcome
         if not state.held:
-            cases.append(_Case(state, make_plan(state, slots.get(state.purchase_id, [])), outcome))
+            cases.append(Case(state, make_plan(state, slots.get(state.purchase_id, [])), outcome))
     await _give_back(tx, cases)
     await _keep_paused(tx, [case for case in cases if case.plan.wanted and case.state.pause_id])
     await _book_wanted(tx, [case for case in cases if case.plan.wanted and not case.state.pause_id], notice, only)
@@ -156,7 +93,7 @@ async def _slots(tx: Tx, states: Sequence[State]) -> dict[UUID, list[Slot]]:
     return found
 
 
-async def _give_back(tx: Tx, cases: Sequence[_Case]) -> None:
+async def _give_back(tx: Tx, cases: Sequence[Case]) -> None:
     """Release time, end the allocations that have nothing to come, and say openly that a trainer left."""
     await bookings.release_slots(
         tx, [(slot.booking_id, slot.starts_at) for case in cases for slot in case.plan.give_back]
@@ -208,7 +145,7 @@ def _next_status(state: State, plan: Plan) -> str | None:
     return state.allocation_status
 
 
-async def _keep_paused(tx: Tx, cases: Sequence[_Case]) -> None:
+async def _keep_paused(tx: Tx, cases: Sequence[Case]) -> None:
     """Operators have stopped the taking of time: it waits, and nothing is decided about it."""
     kept: list[Kept] = []
     for case in cases:
@@ -219,7 +156,7 @@ async def _keep_paused(tx: Tx, cases: Sequence[_Case]) -> None:
     await pauses.keep(tx, Stage.PURCHASED, kept)
 
 
-async def _book_wanted(tx: Tx, cases: Sequence[_Case], notice: timedelta, only: UUID | None) -> None:
+async def _book_wanted(tx: Tx, cases: Sequence[Case], notice: timedelta, only: UUID | None) -> None:
     """Find a trainer for all that is wanted of each, or let it wait; an allocation row and a reason tell which."""
     if not cases:
         return
@@ -230,8 +167,8 @@ async def _book_wanted(tx: Tx, cases: Sequence[_Case], notice: timedelta, only: 
     )
     for case in cases:
         case.missed = missed.get(case.state.purchase_id)
-        _ask(case, tx.now, notice, holidays)
-    await _book(tx, cases, only)
+        say_when(case, tx.now, notice, holidays)
+    await book(tx, cases, only)
     decided = [case for case in cases if not (case.refusal and case.refusal.reason is Reason.START_PASSED)]
     changed = await store.upsert_allocations(tx, [_decide(tx, case) for case in decided])
     blocks: list[Block] = []
@@ -248,149 +185,7 @@ async def _book_wanted(tx: Tx, cases: Sequence[_Case], notice: timedelta, only: 
     _announce(tx, [case for case in cases if case.booking_id])
 
 
-def _ask(case: _Case, now: datetime, notice: timedelta, holidays: Collection[date]) -> None:
-    """Say when the wanted sessions are to be held, or why that can't be said."""
-    state = case.state
-    if state.learning_mode == "home" and not state.located:
-        case.refusal = _Refusal(Reason.STUDENT_LOCATION_MISSING, {})
-        return
-    if case.missed and case.missed.next:
-        case.refusal = _Refusal(Reason.START_PASSED, case.missed.detail)
-        return
-    try:
-        starts = _next_starts(state, case.plan, now + notice, holidays)
-    except InvalidSchedule as error:
-        case.refusal = _Refusal(Reason.INVALID_SCHEDULE, {"problem": error.detail})
-        return
-    if _late_for(case, now, notice, holidays):
-        proposed = calendar.local_date(starts[0], state.timezone)
-        case.refusal = _Refusal(Reason.START_PASSED, {"start": str(state.start_date), "next": str(proposed)})
-        return
-    current = state.trainer_id if case.make_up else None
-    case.need = Need(state.purchase_id, state.student_id, Series(tuple(starts), state.minutes), current)
-
-
-def _late_for(case: _Case, now: datetime, notice: timedelta, holidays: Collection[date]) -> bool:
-    """Whether the start that was chosen has passed because we were late: a pause, a hold, workers that were off.
-
-    Who waits for something else (a trainer, a place) rolls on by the day, and so does money that came too late.
-    """
-    state = case.state
-    if case.missed:
-        return True
-    if state.numbered or case.plan.kept or case.plan.left:
-        return False
-    kept = state.reason in (Reason.STAGE_PAUSED, Reason.START_PASSED)
-    if state.waits and not kept:
-        return False
-    (chosen,) = calendar.session_starts(state.pattern, state.start_date, 1, not_before=LONG_AGO, holidays=holidays)
-    return chosen < now + notice and (kept or chosen >= state.captured_at + notice)
-
-
-def _next_starts(state: State, plan: Plan, not_before: datetime, holidays: Collection[date]) -> list[datetime]:
-    """The next slots of the pattern that are not beside one that is kept: a make-up of a series comes at its end."""
-    # As within a series: a kept slot is in the way of two at most.
-    count = min(calendar.MAX_SESSIONS, plan.wanted + 2 * len(plan.kept))
-    starts = calendar.session_starts(state.pattern, state.start_date, count, not_before=not_before, holidays=holidays)
-    if not plan.kept:
-        return starts
-    free = [start for start in starts if all(abs(start - kept) >= APART for kept in plan.kept)]
-    if len(free) < plan.wanted:
-        raise InvalidSchedule(f"{plan.wanted} more sessions don't fit beside the {len(plan.kept)} that are booked.")
-    return free[: plan.wanted]
-
-
-async def _book(tx: Tx, cases: Sequence[_Case], only: UUID | None) -> None:
-    """Book what can be booked, and refuse the rest.
-
-    Who has waited goes first, and is shown everybody: nobody who comes later takes the trainer that just became free.
-    For the others a few trainers are looked at, more where those are not free, all where that does not do either.
-    """
-    everybody: list[Reach | None] = [None] * SEARCHES_MAX
-    first = [case for case in cases if only or case.state.waits]
-    others = [case for case in cases if not (only or case.state.waits)]
-    await _book_group(tx, cases, first, everybody, only)
-    await _book_group(tx, cases, others, [*REACHES, *everybody], only)
-
-
-async def _book_group(
-    tx: Tx, cases: Sequence[_Case], group: Sequence[_Case], reaches: Sequence[Reach | None], only: UUID | None
-) -> None:
-    """Book for a group of the cases. A lost race moves on to the next candidate; where all are lost, the search is
-    asked again and knows better."""
-    by_id = {case.state.purchase_id: case for case in group}
-    for reach in reaches:
-        # Students who are taken are found by losing, or before it gets dear to go on.
-        if reach is not REACHES[0]:
-            await _refuse_clashing(tx, [case for case in group if case.open and case.need])
-        if not await _search(tx, [case for case in group if case.open], reach, only):
-            return
-        while picks := assign(
-            [case.need for case in group if case.open and case.need],
-            [case.pick for case in cases if case.booking_id and case.pick],
-        ):
-            await _insert(tx, [(by_id[pick.need.purchase_id], pick) for pick in picks])
-    for case in group:
-        if case.open and case.search:
-            case.refusal = _Refusal(Reason.NO_TRAINER_AVAILABLE, {"counts": case.search.counts})
-
-
-async def _refuse_clashing(tx: Tx, cases: Sequence[_Case]) -> None:
-    """Students who have something else at that time wait, whoever could teach them."""
-    if not cases:
-        return
-    clashes = await bookings.find_clashes(
-        tx, [(case.state.student_id, case.need.series) for case in cases if case.need]
-    )
-    for place, purchase_id in clashes.items():
-        detail: dict[str, object] = {"purchaseId": str(purchase_id) if purchase_id else None}
-        cases[place].refusal = _Refusal(Reason.STUDENT_CONFLICT, detail)
-
-
-async def _search(tx: Tx, cases: Sequence[_Case], reach: Reach | None, only: UUID | None) -> bool:
-    """Ask for candidates as of now, of a few trainers or (no `reach`) of all; False if there is nobody to ask for."""
-    asked = [Asked(case.need, case.state.course_id, case.state.learning_mode) for case in cases if case.need]
-    if not asked:
-        return False
-    found = await (shortlist_trainers(tx, asked, reach) if reach else search_trainers(tx, asked, only=only))
-    for case, search in zip(cases, found, strict=True):
-        assert case.need
-        case.search, case.need.candidates = search, list(search.candidates)
-        if search.everybody and not search.candidates:
-            case.refusal = _refuse(case, search, only)
-    return True
-
-
-def _refuse(case: _Case, search: Search, only: UUID | None) -> _Refusal:
-    detail: dict[str, object] = {"counts": search.counts}
-    if only and search.counts["open"] and not search.counts["free"]:
-        return _Refusal(Reason.TRAINER_CONFLICT, detail)
-    left = case.plan.left or case.state.reason == Reason.TRAINER_LEFT
-    return _Refusal(Reason.TRAINER_LEFT if left else Reason.NO_TRAINER_AVAILABLE, detail)
-
-
-async def _insert(tx: Tx, picked: Sequence[tuple[_Case, Pick]]) -> None:
-    """Make the bookings; a pick that lost its race is taken off its need's candidates."""
-    wishes = [
-        Wish(
-            id=booking_id,
-            kind="single" if case.make_up else "package",
-            purchase_id=case.state.purchase_id,
-            trainer_id=pick.candidate.trainer_id,
-            student_id=case.state.student_id,
-            series=pick.need.series,
-        )
-        for booking_id, (case, pick) in zip(new_ids(len(picked)), picked, strict=True)
-    ]
-    won = await bookings.insert_bookings(tx, wishes)
-    for (case, pick), wish in zip(picked, wishes, strict=True):
-        if wish.id in won:
-            case.pick, case.booking_id = pick, wish.id
-        else:
-            pick.need.candidates.remove(pick.candidate)
-
-
-def _decide(tx: Tx, case: _Case) -> Decided:
+def _decide(tx: Tx, case: Case) -> Decided:
     """The allocation as it is to be, with why: who was looked at and the best of them."""
     state, need = case.state, case.need
     trainer_id = case.pick.candidate.trainer_id if case.pick else None
@@ -422,7 +217,7 @@ def _decide(tx: Tx, case: _Case) -> Decided:
     )
 
 
-def _announce(tx: Tx, cases: Sequence[_Case]) -> None:
+def _announce(tx: Tx, cases: Sequence[Case]) -> None:
     events: list[TrainerAllocated] = []
     for case in cases:
         assert case.pick

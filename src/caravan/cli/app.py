@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 from uuid import UUID
 
 import typer
 
 from caravan.cli.options import AsJson, Data, Note
+
+if TYPE_CHECKING:
+    from caravan.pauses import Scope
 
 PausedStage = Annotated[str, typer.Argument(metavar="paid|purchased|allocated", help="Where payments wait.")]
 Course = Annotated[UUID | None, typer.Option("--course", metavar="ID", help="Only purchases of this course.")]
@@ -226,7 +229,7 @@ def lag(data: Data = None, as_json: AsJson = False) -> None:
 @app.command()
 def failover(
     to: Annotated[str, typer.Argument(metavar="postgres-log|kafka", help="Where the workers take their events.")],
-    note: Annotated[str, typer.Option("--note", help="Why: kept in the audit log.")],
+    note: Why,
     data: Data = None,
     as_json: AsJson = False,
 ) -> None:
@@ -246,12 +249,7 @@ def failover(
 
 @app.command()
 def pause(
-    stage: PausedStage,
-    note: Why,
-    course: Course = None,
-    city: City = None,
-    data: Data = None,
-    as_json: AsJson = False,
+    stage: PausedStage, note: Why, course: Course = None, city: City = None, data: Data = None, as_json: AsJson = False
 ) -> None:
     """Stop a stage for a while; payments go on.
 
@@ -260,31 +258,27 @@ def pause(
     What is paid for waits in the open and goes on by itself at `resume`.
     """
     from caravan.cli.worst_day import pause as run
-    from caravan.deliveries import Stage
-    from caravan.pauses import PAUSABLE, Scope
 
-    if stage not in PAUSABLE:
-        raise typer.BadParameter(f"{stage} is not one of {', '.join(PAUSABLE)}", param_hint="STAGE")
-    raise typer.Exit(run(data, Scope(Stage(stage), course, city), note, as_json=as_json))
+    raise typer.Exit(run(data, _scope(stage, course, city), note, as_json=as_json))
 
 
 @app.command()
 def resume(
-    stage: PausedStage,
-    note: Why,
-    course: Course = None,
-    city: City = None,
-    data: Data = None,
-    as_json: AsJson = False,
+    stage: PausedStage, note: Why, course: Course = None, city: City = None, data: Data = None, as_json: AsJson = False
 ) -> None:
     """Let a paused stage go on, nearest start first."""
     from caravan.cli.worst_day import resume as run
+
+    raise typer.Exit(run(data, _scope(stage, course, city), note, as_json=as_json))
+
+
+def _scope(stage: str, course: UUID | None, city: str | None) -> Scope:
     from caravan.deliveries import Stage
     from caravan.pauses import PAUSABLE, Scope
 
     if stage not in PAUSABLE:
         raise typer.BadParameter(f"{stage} is not one of {', '.join(PAUSABLE)}", param_hint="STAGE")
-    raise typer.Exit(run(data, Scope(Stage(stage), course, city), note, as_json=as_json))
+    return Scope(Stage(stage), course, city)
 
 
 @app.command()
@@ -412,12 +406,7 @@ def replay(letter_id: UUID, note: Note = None, data: Data = None, as_json: AsJso
 
 
 @letters.command("discard")
-def discard(
-    letter_id: UUID,
-    note: Annotated[str, typer.Option("--note", help="Why: kept in the audit log.")],
-    data: Data = None,
-    as_json: AsJson = False,
-) -> None:
+def discard(letter_id: UUID, note: Why, data: Data = None, as_json: AsJson = False) -> None:
     """Give it up for good; the row stays."""
     from caravan.cli.workers import discard as run
 
