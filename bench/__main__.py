@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import logging
-import signal
-import sys
 import time
 import traceback
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import structlog
 
@@ -19,36 +15,18 @@ from bench.check import Wrong
 from bench.machine import Steal, describe_machine
 from bench.parts import Context, Result, list_parts, load_part
 from bench.report import REPORT, judge, merge_report
-from bench.server import sweep
+from bench.server import PREFIX
+from harness.command import Parser, run
+from harness.postgres import sweep
 
-SCALES = ("small", "full")
 STEAL_PERCENT_MAX = 5
 EXIT_WRONG = 1
-EXIT_USAGE = 2
 
 
-class Parser(argparse.ArgumentParser):
-    """Refuses in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        print(f"bench: {message}", file=sys.stderr)
-        raise SystemExit(EXIT_USAGE)
-
-
-def read_arguments(arguments: list[str]) -> argparse.Namespace:
-    parts = list_parts()
-    parser = Parser(prog="bench", description="Measure what Caravan carries.")
-    parser.add_argument("--part", choices=[*parts, "all"], default="all", metavar="|".join([*parts, "all"]))
-    parser.add_argument("--scale", choices=SCALES, default="small", metavar="small|full")
-    parser.add_argument("--seed", type=int, default=1, help="a whole number; the same seed makes the same marketplace")
-    return parser.parse_args(arguments)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    chosen = read_arguments(sys.argv[1:] if arguments is None else arguments)
-    signal.signal(signal.SIGTERM, _end)  # so that the servers end with us
+def main() -> int:
+    chosen = Parser("bench", "Measure what Caravan carries.", list_parts()).parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    sweep()
+    sweep(PREFIX)
     machine = describe_machine()
     _say_machine(machine)
     failed = 0
@@ -80,10 +58,6 @@ async def _run(context: Context) -> Result:
     return await load_part(context.part)(context)
 
 
-def _end(_signal: int, _frame: FrameType | None) -> None:
-    raise SystemExit(128 + signal.SIGTERM)
-
-
 def _say_machine(machine: dict[str, Any]) -> None:
     build = f"{machine['build']}{' and changes' if machine['changed_since_build'] else ''}"
     print(f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB")
@@ -91,8 +65,6 @@ def _say_machine(machine: dict[str, Any]) -> None:
     print(f"{machine['fdatasync_per_second']} fdatasync/s; load before: {machine['load_before']}")
     print("settings: " + ", ".join(f"{k}={v}" for k, v in machine["postgres_settings"].items()))
 
+
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
+    run(main)

@@ -22,9 +22,10 @@ from bench.check import Wrong
 from bench.cpu import tree_cpu_seconds
 from bench.latency_data import Purchase, build
 from bench.parts import Context, Result
-from bench.product import READY_SECONDS_MAX, free_port, product, start, stop
+from bench.product import READY_SECONDS_MAX, product, start, stop
 from bench.report import spread, table
 from bench.server import Server
+from harness.processes import free_port
 
 TEMPLATE = "latency"
 IDLE_RATE = 10

@@ -6,12 +6,11 @@ import asyncio
 import os
 import resource
 import secrets
-import socket
 import sys
 import tempfile
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
 
 import psycopg
@@ -26,6 +25,7 @@ from bench.worker import memory_bytes
 from caravan.db import Database
 from caravan.ids import new_id
 from caravan.web.auth import hash_token
+from harness.processes import free_port
 
 SERVICE = "websocket-server"
 FEW = 20  # sockets that warm the web up before its memory is read
@@ -105,7 +105,7 @@ async def _hold_sockets(url: str, context: Context, count: int) -> dict[str, Any
     tokens = await _sign_in(url, count + FEW)
     async with AsyncExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="caravan-bench-"))
-        port = _free_port()
+        port = free_port()
         web = await _start(stack, ["-m", "caravan", "serve", SERVICE], url, port, folder)
         await _until_listening(web, port)
         await _crowd(stack, port, tokens[:FEW])
@@ -198,9 +198,3 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         except TimeoutError:
             process.kill()
             await process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return cast("int", probe.getsockname()[1])

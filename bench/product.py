@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 
 from bench.check import Wrong
 from bench.http import Connection, head
+from harness.processes import free_port
 
 READY_SECONDS_MAX = 60
 SECRET = "whsec_YmVuY2htYXJrLWJlbmNobWFyay1iZW5jaG1hcms="  # noqa: S105 - of a provider that moves no money
@@ -78,9 +78,3 @@ async def _until_ready(port: int, process: asyncio.subprocess.Process) -> None:
             pass
         await asyncio.sleep(0.1)
     raise Wrong("caravan up did not become ready")
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]

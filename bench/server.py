@@ -6,21 +6,13 @@ once, so that every run begins with the same pages.
 
 from __future__ import annotations
 
-import asyncio
-import os
-import shutil
-import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from itertools import count
-from pathlib import Path
-from types import TracebackType
 
 import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from caravan.db.embedded import EmbeddedPostgres, EmbeddedPostgresError
-from caravan.db.migrate import migrate
+from harness.postgres import PrivatePostgres, make_folder, migrate_now
 
 PREFIX = "caravan-bench-server-"
 EMPTY = "bench_empty"
@@ -49,36 +41,14 @@ COUNTING = {
 }
 
 
-class Server:
-    """A context manager. `settings` are added to ours; `counting` loads pg_stat_statements."""
+class Server(PrivatePostgres):
+    """`settings` are added to ours; `counting` loads pg_stat_statements."""
 
     def __init__(self, settings: dict[str, str] | None = None, *, counting: bool = False) -> None:
         self.settings = SETTINGS | (COUNTING if counting else {}) | (settings or {})
         self.counting = counting
-        self.folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
-        self.folder.chmod(0o711)  # PostgreSQL's own user must get in when root runs this
-        self.postgres = EmbeddedPostgres(self.folder, extra_settings=self.settings)
-        self.url = ""
+        super().__init__(make_folder(PREFIX), self.settings)
         self._numbers = count(1)
-
-    def __enter__(self) -> Server:
-        try:
-            self.url = self.postgres.start()
-        except BaseException:
-            self._remove()
-            raise
-        return self
-
-    def __exit__(
-        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
-        self._remove()
-
-    def _remove(self) -> None:
-        try:
-            self.postgres.stop()
-        finally:
-            shutil.rmtree(self.folder, ignore_errors=True)
 
     def url_of(self, name: str) -> str:
         return make_conninfo(self.url, dbname=name)
@@ -110,28 +80,9 @@ class Server:
             there = connection.execute("select from pg_database where datname = %s", [EMPTY]).rowcount
         if not there:
             self._run(sql.SQL("create database {}").format(sql.Identifier(EMPTY)))
-            with ThreadPoolExecutor(1) as thread:  # from synchronous code, whether or not a loop runs here
-                thread.submit(lambda: asyncio.run(migrate(self.url_of(EMPTY)))).result()
+            migrate_now(self.url_of(EMPTY))
         return EMPTY
 
     def _run(self, statement: sql.Composed) -> None:
         with psycopg.connect(self.url, autocommit=True) as connection:
             connection.execute(statement)
-
-
-def sweep() -> None:
-    """Runs that were killed left a server and a folder each: end those whose process is gone."""
-    if not Path("/proc/self").exists():
-        return  # only where we can tell who lives
-    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
-        owner = folder.name.removeprefix(PREFIX).split("-")[0]
-        try:
-            if folder.stat().st_uid != os.geteuid() or not owner.isdigit() or Path(f"/proc/{owner}").exists():
-                continue
-            left = EmbeddedPostgres(folder)
-            if left.is_running():
-                left.start()  # takes it over
-                left.stop()
-        except (FileNotFoundError, EmbeddedPostgresError):
-            continue  # another run sweeps too
-        shutil.rmtree(folder, ignore_errors=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import contextmanager
@@ -18,8 +17,8 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from caravan.db import Database
-from caravan.db.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from caravan.db.migrate import migrate
+from harness.postgres import PrivatePostgres, make_folder, memory_disk, sweep
 from tests import needs
 from tests.kafka.server import KafkaServer
 from tests.kafka.server import missing as kafka_missing
@@ -29,41 +28,14 @@ from tests.redis_server import missing as redis_missing
 TEMPLATE = "caravan_template"
 # A test's database needn't survive a power cut.
 FAST_AND_FORGETFUL = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "200"}
-
-
-MEMORY_DISK = Path("/dev/shm")  # noqa: S108 - mkdtemp makes a private folder in it
+PREFIX = "caravan-test-"
 MEMORY_DISK_BYTES_MIN = 1 << 30
 
 
-def _make_data_dir(parent: Path | None = None) -> Path:
-    """A folder that PostgreSQL's user can enter when root runs the tests (pytest's own tmp_path is private)."""
-    folder = Path(tempfile.mkdtemp(prefix=f"caravan-test-{os.getpid()}-", dir=parent))
-    folder.chmod(0o711)
-    return folder
-
-
-def _sweep_after_killed_runs(parent: Path) -> None:
-    """A test run that was killed leaves its server alive, and its folder in memory."""
-    for folder in parent.glob("caravan-test-*-*"):
-        owner = folder.name.split("-")[2]
-        try:
-            if folder.stat().st_uid != os.geteuid() or not owner.isdigit() or Path(f"/proc/{owner}").exists():
-                continue
-            left = EmbeddedPostgres(folder)
-            if left.is_running():
-                left.start()
-                left.stop()
-        except (FileNotFoundError, EmbeddedPostgresError):
-            continue  # another run sweeps too
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _memory_disk() -> Path | None:
-    """Copying the template takes 9 ms there and 110 ms on ext4; containers may give it no more than 64 MB."""
-    try:
-        return MEMORY_DISK if shutil.disk_usage(MEMORY_DISK).free > MEMORY_DISK_BYTES_MIN else None
-    except OSError:
-        return None
+def _make_data_dir() -> Path:
+    """Copying the template takes 9 ms on the memory disk and 110 ms on ext4. pytest's own tmp_path is private: no
+    PostgreSQL of another user gets in."""
+    return make_folder(PREFIX, memory_disk(MEMORY_DISK_BYTES_MIN))
 
 
 @pytest.fixture
@@ -72,7 +44,7 @@ def data_dir() -> Iterator[Path]:
 
     Programs may not be executable there (containers mount their memory disk so).
     """
-    folder = _make_data_dir(_memory_disk())
+    folder = _make_data_dir()
     yield folder
     shutil.rmtree(folder)
 
@@ -80,15 +52,9 @@ def data_dir() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
     """The server that all tests of this process share. Use `database_url` or `db`, unless the server is the matter."""
-    if sys.platform == "linux":
-        _sweep_after_killed_runs(_memory_disk() or Path(tempfile.gettempdir()))
-    folder = _make_data_dir(_memory_disk())
-    server = EmbeddedPostgres(folder, extra_settings=FAST_AND_FORGETFUL)
-    try:
-        yield server.start()
-    finally:
-        server.stop()
-        shutil.rmtree(folder)
+    sweep(PREFIX)
+    with PrivatePostgres(_make_data_dir(), FAST_AND_FORGETFUL) as server:
+        yield server.url
 
 
 @pytest.fixture(scope="session")

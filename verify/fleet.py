@@ -14,7 +14,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 from collections import Counter
@@ -27,6 +26,7 @@ from typing import Any, cast
 
 from caravan.apps.services import BACKGROUND, WORKERS
 from caravan.settings import Settings
+from harness.processes import free_port
 from verify.scratch import PREFIX
 
 PRELOAD = ["caravan.apps.serve", "caravan.apps.worker", "caravan.apps.web", "caravan.payments.routes", "verify.fleet"]
@@ -199,12 +199,6 @@ def make_slots(kinds: Sequence[str], dice: random.Random, *, keeps_name: bool | 
     ]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return cast("int", probe.getsockname()[1])
-
-
 def _forks() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
@@ -269,4 +263,4 @@ def _end_with_parent() -> None:
             sys.exit(1)
 
 
-__all__ = ["KINDS", "TOGETHER", "WEB", "WORKERS", "Fleet", "Patch", "Slot", "free_port", "live", "make_slots"]
+__all__ = ["KINDS", "TOGETHER", "WEB", "WORKERS", "Fleet", "Patch", "Slot", "live", "make_slots"]

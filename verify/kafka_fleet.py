@@ -30,11 +30,12 @@ from caravan.apps.services import RELAY, WORKERS
 from caravan.db import Database
 from caravan.people.students import link_student
 from caravan.web.auth import Role, create_account, issue_token
+from harness.processes import free_port
 from tests import redis_server
 from tests.kafka import server as kafka_server
 from tests.kafka.server import KafkaServer
 from tests.redis_server import RedisServer
-from verify.fleet import Fleet, Slot, free_port
+from verify.fleet import Fleet, Slot
 from verify.parts import Context
 from verify.redis import Family, judge_family, listen, read_heads, until_caught_up, until_connected, until_up
 from verify.report import PartResult

@@ -30,8 +30,9 @@ from caravan.people.students import create_student, link_student
 from caravan.student_views.cache import Shown, key_of
 from caravan.student_views.routes import make_view
 from caravan.web.auth import Role, create_account, issue_token
+from harness.processes import free_port
 from tests.redis_server import RedisServer, missing
-from verify.fleet import TOGETHER, Fleet, Patch, Slot, free_port
+from verify.fleet import TOGETHER, Fleet, Patch, Slot
 from verify.parts import Context
 from verify.redis_fences import play_fences
 from verify.report import PartResult

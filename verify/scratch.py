@@ -6,30 +6,20 @@ the database with this run's secret), and nothing here opens a database without 
 
 from __future__ import annotations
 
-import asyncio
-import os
 import secrets
-import shutil
-import tempfile
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
-from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import psycopg
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from caravan.db import Database
-from caravan.db.embedded import EmbeddedPostgres, EmbeddedPostgresError
-from caravan.db.migrate import migrate
+from harness.postgres import PrivatePostgres, make_folder, memory_disk, migrate_now
 
 PREFIX = "caravan-verify-"
 TEMPLATE = "verify_template"
-MEMORY_DISK = Path("/dev/shm")  # noqa: S108 - mkdtemp makes a private folder in it
 MEMORY_DISK_BYTES_MIN = 2 << 30
 
 # What is proved here is logic; parts that crash PostgreSQL itself ask for a durable server.
@@ -117,7 +107,7 @@ class Databases:
                 connection.execute(sql.SQL("create database {}").format(sql.Identifier(TEMPLATE)))
         if not there:
             template = self._marked(TEMPLATE)
-            _migrate(template.url)
+            migrate_now(template.url)
             self.freeze(template)
         return TEMPLATE
 
@@ -132,85 +122,24 @@ class Databases:
 _numbers = count(1)
 
 
-class ScratchServer:
-    """One embedded PostgreSQL; a context manager.
-
-    `durable`: it keeps what it committed when it is killed, as in production. Synchronous, used from one thread, as
-    the embedded server is; `postgres` is there for parts that stop and start it.
-    """
+class ScratchServer(PrivatePostgres):
+    """`durable`: it keeps what it committed when it is killed, as in production. `postgres` is there for parts that
+    stop and start it."""
 
     def __init__(self, *, durable: bool = False, settings: dict[str, str] | None = None) -> None:
         self.durable = durable
-        self.folder = _make_folder(durable)
-        extra = SMALL | ({} if durable else FAST) | (settings or {})
-        self.postgres = EmbeddedPostgres(self.folder, extra_settings=extra)
+        # On the memory disk where there is room; not where PostgreSQL is to fsync, which means nothing there.
+        folder = make_folder(PREFIX, None if durable else memory_disk(MEMORY_DISK_BYTES_MIN))
+        super().__init__(folder, SMALL | ({} if durable else FAST) | (settings or {}))
         self.databases = Databases("", f"caravan verify scratch {secrets.token_hex(12)}")
 
-    def __enter__(self) -> ScratchServer:
-        try:
-            self.databases = Databases(self.postgres.start(), self.databases.mark)
-        except BaseException:
-            self._remove()
-            raise
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self.databases = Databases(self.url, self.databases.mark)
         return self
-
-    def __exit__(
-        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
-        self._remove()
-
-    def _remove(self) -> None:
-        try:
-            self.postgres.stop()
-        finally:
-            shutil.rmtree(self.folder, ignore_errors=True)
 
     def create(self, template: str | None = None) -> ScratchDatabase:
         return self.databases.create(template)
 
     def drop(self, database: ScratchDatabase) -> None:
         self.databases.drop(database)
-
-
-def _migrate(url: str) -> None:
-    """From synchronous code, whether or not a loop runs in this thread."""
-    with ThreadPoolExecutor(1) as thread:
-        thread.submit(lambda: asyncio.run(migrate(url))).result()
-
-
-def _make_folder(durable: bool) -> Path:
-    """On the memory disk where there is room; not where PostgreSQL is to fsync, which means nothing there."""
-    parent = None if durable else _memory_disk()
-    folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=parent))
-    folder.chmod(0o711)  # PostgreSQL's own user must get in when root runs this
-    return folder
-
-
-def _memory_disk() -> Path | None:
-    try:
-        return MEMORY_DISK if shutil.disk_usage(MEMORY_DISK).free > MEMORY_DISK_BYTES_MIN else None
-    except OSError:
-        return None
-
-
-def sweep() -> None:
-    """Runs that were killed left a server and a folder each: end those whose process is gone."""
-    for folder in _left_folders():
-        owner = folder.name.removeprefix(PREFIX).split("-")[0]
-        try:
-            if folder.stat().st_uid != os.geteuid() or not owner.isdigit() or Path(f"/proc/{owner}").exists():
-                continue
-            left = EmbeddedPostgres(folder)
-            if left.is_running():
-                left.start()  # takes it over
-                left.stop()
-        except (FileNotFoundError, EmbeddedPostgresError):
-            continue  # another run sweeps too
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _left_folders() -> Iterable[Path]:
-    if not Path("/proc/self").exists():
-        return []  # only where we can tell who lives
-    parents = {Path(tempfile.gettempdir()), MEMORY_DISK}
-    return [folder for parent in parents if parent.is_dir() for folder in parent.glob(f"{PREFIX}*-*")]

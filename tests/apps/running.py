@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 from caravan.apps import control
+from harness.processes import free_port
 
 START_SECONDS_MAX = 60.0
 POLL_SECONDS = 0.02
@@ -29,12 +29,6 @@ def until(condition: Callable[[], Any], what: str, seconds: float = 20.0) -> Any
         assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
         time.sleep(POLL_SECONDS)
     return found
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def environment(**more: str) -> dict[str, str]:

@@ -14,7 +14,8 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from caravan.settings import BadSettings, load_settings
-from tests.apps.running import caravan, environment, free_port, until
+from harness.processes import free_port
+from tests.apps.running import caravan, environment, until
 
 WRONG: dict[str, Callable[[str], str]] = {
     "password": lambda url: make_conninfo(url, password="hunter2"),

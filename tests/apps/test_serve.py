@@ -16,7 +16,8 @@ import psycopg
 import pytest
 
 from caravan.apps.services import SERVICES, WEB
-from tests.apps.running import caravan, environment, free_port, until
+from harness.processes import free_port
+from tests.apps.running import caravan, environment, until
 
 
 class Served:

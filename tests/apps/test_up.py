@@ -17,7 +17,8 @@ import pytest
 from caravan.apps import control
 from caravan.apps.children import BACKOFF_SECONDS_MAX, Child
 from caravan.db.embedded import EmbeddedPostgres
-from tests.apps.running import Up, caravan, free_port, lives, until
+from harness.processes import free_port
+from tests.apps.running import Up, caravan, lives, until
 
 Start = Callable[..., Up]
 

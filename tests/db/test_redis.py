@@ -11,7 +11,8 @@ from structlog.testing import capture_logs
 
 from caravan.db import redis as link
 from caravan.db.redis import Redis, RedisAway, RedisRefused
-from tests.redis_server import RedisServer, free_port
+from harness.processes import free_port
+from tests.redis_server import RedisServer
 
 DEADLINE_SECONDS = 10.0
 

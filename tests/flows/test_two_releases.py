@@ -25,8 +25,8 @@ from psycopg.conninfo import make_conninfo
 from caravan.db import Database
 from caravan.db.migrate import migrate, migrations
 from caravan.fulfilment.invariants import check
-from tests.apps.running import environment, free_port
-from tests.parent import end_with_parent
+from harness.processes import end_with_parent, free_port
+from tests.apps.running import environment
 from verify.history import judge, plan_orders
 from verify.load import Line, Load, NotSent
 from verify.waiting import until_quiet

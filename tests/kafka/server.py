@@ -9,10 +9,8 @@ from __future__ import annotations
 import fcntl
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -20,12 +18,11 @@ from pathlib import Path
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
-from tests.parent import end_with_parent
+from harness.processes import ServerProcess, free_ports
 
 HERE = Path(__file__).parent
 CACHE = HERE.parents[1] / "build" / "kafka"
 START_SECONDS_MAX = 120.0  # 4 s, where nobody else is at work
-STOP_SECONDS_MAX = 20.0
 FETCH_SECONDS_MAX = 600.0
 # One small JVM that is soon there, on a machine that does other things.
 JVM = ("-Xms64m", "-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto")
@@ -124,16 +121,15 @@ def _last_line(error: subprocess.SubprocessError) -> str:
     return wrong[0][:200]
 
 
-class KafkaServer:
+class KafkaServer(ServerProcess):
     """One broker on `folder` (its data, its log). `address` stays the same over restarts."""
 
     def __init__(self, folder: Path, **properties: str) -> None:
         self.folder = folder
-        self.port, self.controller = _free_ports(2)
+        self.port, self.controller = free_ports(2)
         self.address = f"127.0.0.1:{self.port}"
         self.log = folder / "kafka.log"
         self._config = folder / "server.properties"
-        self._process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True, exist_ok=True)
         given = PROPERTIES.format(port=self.port, controller=self.controller, data=folder / "data")
         more = "".join(f"{name.replace('_', '.')}={value}\n" for name, value in properties.items())
@@ -152,91 +148,29 @@ class KafkaServer:
             arguments = ["format", "--standalone", "--cluster-id", "4L6g3nShT-eMCtK--X86sw", "--config", self._config]
             self._run("java", *JVM, log4j, "-cp", classpath, "kafka.tools.StorageTool", *map(str, arguments))
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                ["java", *JVM, log4j, "-cp", classpath, "kafka.Kafka", str(self._config)],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C is for the tests; they stop it
-                preexec_fn=end_with_parent,
-            )
+            self._launch(["java", *JVM, log4j, "-cp", classpath, "kafka.Kafka", str(self._config)], output=log)
         if wait:
             self.wait_ready()
         return self
 
     def wait_ready(self) -> None:
-        deadline = time.monotonic() + START_SECONDS_MAX
-        while not self._answers():
-            if self._process is None or self._process.poll() is not None or time.monotonic() > deadline:
-                self.kill()
-                raise KafkaNotStarted(f"Kafka did not start:\n{self.log.read_text()[-2000:]}")
-            time.sleep(0.05)
+        if not self._answers_within(START_SECONDS_MAX, every_seconds=0.05):
+            self.kill()
+            raise KafkaNotStarted(f"Kafka did not start:\n{self.log.read_text()[-2000:]}")
 
     def _answers(self) -> bool:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", self.port)):
-                return False
+        if not super()._answers():
+            return False
         try:
             admin = AdminClient({"bootstrap.servers": self.address, "log_level": 0, "socket.timeout.ms": 2000})
             return bool(admin.list_topics(timeout=2).brokers)
         except KafkaException:
             return False
 
-    @property
-    def pid(self) -> int:
-        assert self._process is not None
-        return self._process.pid
-
-    def stop(self) -> None:
-        """Cleanly: it hands over, flushes and ends."""
-        self._end(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """As a power cut does."""
-        self._end(signal.SIGKILL)
-
-    def freeze(self) -> None:
-        """It keeps its connections and answers nothing; `thaw` ends that."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        assert self._process is not None
-        self._process.send_signal(signal.SIGCONT)
-
-    def _end(self, number: signal.Signals) -> None:
-        process, self._process = self._process, None
-        if process is None:
-            return
-        process.send_signal(number)
-        process.send_signal(signal.SIGCONT)
-        try:
-            process.wait(STOP_SECONDS_MAX)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
     def _run(self, *command: str) -> None:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         if done.returncode:
             raise KafkaNotStarted(f"{command[-5:]}: {done.stderr[-1000:] or done.stdout[-1000:]}")
-
-    def __enter__(self) -> KafkaServer:
-        return self.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-
-def _free_ports(number: int) -> list[int]:
-    probes = [socket.socket() for _ in range(number)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
 
 
 def main() -> int:

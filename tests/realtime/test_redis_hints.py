@@ -19,8 +19,9 @@ from caravan.db.redis_hints import RedisHints
 from caravan.db.wake import EVERYTHING, Wake
 from caravan.ids import new_id
 from caravan.realtime import gateway as gateways
+from harness.processes import free_port
 from tests.realtime.test_realtime import DEADLINE_SECONDS, House, Person, read_seqs, serve
-from tests.redis_server import RedisServer, free_port
+from tests.redis_server import RedisServer
 
 
 @dataclass
