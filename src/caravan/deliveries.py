@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
@@ -46,22 +45,6 @@ class Reason(StrEnum):
     OPERATOR_HOLD = "OPERATOR_HOLD"
     STAGE_PAUSED = "STAGE_PAUSED"
     START_PASSED = "START_PASSED"
-
-
-@dataclass(frozen=True, slots=True)
-class Undelivered:
-    """A row: captured money that waits. `amount_cents` and `currency` are what was captured."""
-
-    payment_id: UUID
-    student_id: UUID
-    course_id: UUID | None
-    amount_cents: int
-    currency: str
-    since: datetime
-    reason: str | None
-    reason_since: datetime | None
-    detail: dict[str, Any] | None
-    held: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,19 +96,6 @@ delete from undelivered where payment_id = any(%(payment_ids)b::uuid[])
 async def close_deliveries(tx: Tx, payment_ids: Sequence[UUID]) -> None:
     if payment_ids:
         await tx.execute(CLOSE_DELIVERIES, {"payment_ids": list(payment_ids)})
-
-
-# Lock the rows of some payments, in the order of their ids.
-LOCK_UNDELIVERED = """
-select payment_id, student_id, course_id, amount_cents, currency, since, reason, reason_since, detail, held
-from undelivered where payment_id = any(%(payment_ids)b::uuid[]) order by payment_id for update
-"""
-
-
-async def lock_undelivered(tx: Tx, payment_ids: Sequence[UUID]) -> dict[UUID, Undelivered]:
-    """The rows that exist, by payment, locked until the transaction ends."""
-    rows = await tx.all(LOCK_UNDELIVERED, {"payment_ids": list(payment_ids)}, into=Undelivered)
-    return {row.payment_id: row for row in rows}
 
 
 # Store a reason where it differs from the stored one; a hold is never overwritten. Returns the changed rows.
