@@ -16,6 +16,23 @@ NARROW = {"width": 390, "height": 800}
 NOTE = "The list of trainers was imported twice; Asha is mending it"
 
 
+async def test_the_menu_stays_on_one_line_from_1024_pixels_on(site: Site, page: Page) -> None:
+    email = "asha.who.answers.the.telephone.at.night@example.com"
+    password_hash = await auth.hash_password(PASSWORD)
+    async with site.db.transaction() as tx:
+        await auth.create_account(tx, email=email, name="Asha", role=Role.ADMIN, password_hash=password_hash)
+    await sign_in(page, email)
+    for width in (1024, 1100, 1280):
+        await page.set_viewport_size({"width": width, "height": 600})
+        await page.goto("/admin")
+        tops = await page.locator("nav ul:first-child li").evaluate_all("all => all.map(each => each.offsetTop)")
+        assert len(set(tops)) == 1, width
+        await expect(page.get_by_role("button", name="Sign out")).to_be_in_viewport(ratio=1)
+        wide = await page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        assert wide <= 0, width
+        await screenshot(page, f"menu-{width}")
+
+
 @pytest.mark.parametrize("size", ["desk", "narrow"])
 async def test_a_pause_is_on_every_page_and_nothing_runs_out_of_the_screen(site: Site, page: Page, size: str) -> None:
     await page.set_viewport_size(DESK if size == "desk" else NARROW)  # type: ignore[arg-type]  # pyright: ignore
