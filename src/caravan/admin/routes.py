@@ -300,8 +300,8 @@ async def patch_payment(payment_id: UUID, body: MendPaymentIn, actor: Mender, wr
     return await write(work)
 
 
-async def now_of(tx: Tx, payment_id: UUID) -> DiagnosisOut:
-    (finding,) = await diagnose(tx, payment_id=payment_id)
+async def now_of(tx: Tx, payment_id: UUID | None = None, *, purchase_id: UUID | None = None) -> DiagnosisOut:
+    (finding,) = await diagnose(tx, payment_id=payment_id, purchase_id=purchase_id)
     return DiagnosisOut.model_validate(finding)
 
 
@@ -318,8 +318,7 @@ async def patch_purchase(
         await placing.mend_purchase(
             tx, actor, purchase_id, body.note, time_slot=body.time_slot, start_date=body.start_date, notice=notice
         )
-        (finding,) = await diagnose(tx, purchase_id=purchase_id)
-        return DiagnosisOut.model_validate(finding)
+        return await now_of(tx, purchase_id=purchase_id)
 
     return await write(work)
 
@@ -332,8 +331,7 @@ async def post_session(
 
     async def work(tx: Tx) -> DiagnosisOut:
         await placing.mark_session(tx, actor, purchase_id, seq, body.status, body.note, notice=notice)
-        (finding,) = await diagnose(tx, purchase_id=purchase_id)
-        return DiagnosisOut.model_validate(finding)
+        return await now_of(tx, purchase_id=purchase_id)
 
     return await write(work)
 
