@@ -307,6 +307,7 @@ async def kept_past_its_first_session(shop: Shop, days: int = 5) -> tuple[UUID, 
     await shop.work()
     assert await stage_of(shop, payment) == ("allocated", "STAGE_PAUSED")
     await shop.run(SHIFT_BOOKING, days=days)
+    assert await shop.violations() == []
     booked = await shop.rows(BOOKED)
     await resume(shop, Stage.ALLOCATED)
     assert await turn(shop) == 1
@@ -315,7 +316,7 @@ async def kept_past_its_first_session(shop: Shop, days: int = 5) -> tuple[UUID, 
 
 
 SHIFT_BOOKING = """
-update bookings b set
+update bookings b set created_at = b.created_at - make_interval(days => %(days)s),
   starts = array(select s - make_interval(days => %(days)s) from unnest(b.starts) s order by s),
   during = (select range_agg(tstzrange(s - make_interval(days => %(days)s),
                                        s - make_interval(days => %(days)s) + make_interval(mins => b.minutes)))

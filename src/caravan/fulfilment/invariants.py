@@ -144,7 +144,8 @@ limit %(limit)s
 """
 
 # The sessions of a booking are its slots: none without, and (after a moment) none missing. What began before it had a
-# session was missed by everybody: that is owed, not a broken booking.
+# session was missed by everybody: that is owed, not a broken booking. Whom operators keep, or whose start somebody has
+# to agree to, waits with booked time.
 SESSIONS_ARE_THE_SLOTS = """
 select t.id::text as subject, 'is scheduled outside of its booking ' || t.booking_id as said
 from tutoring_sessions t left join bookings b on b.id = t.booking_id
@@ -157,6 +158,8 @@ select b.id::text, 'has a slot at ' || slot || ' without a session'
 from bookings b cross join lateral unnest(b.starts) slot
 where b.live and b.kind <> 'hold' and b.created_at <= %(before)s and slot > %(now)s
   and not exists (select from tutoring_sessions t where t.booking_id = b.id and t.starts_at = slot)
+  and not exists (select from undelivered u join student_course_purchases pu on pu.payment_id = u.payment_id
+                  where pu.id = b.purchase_id and u.reason in ('STAGE_PAUSED', 'START_PASSED', 'OPERATOR_HOLD'))
 limit %(limit)s
 """
 
