@@ -112,8 +112,8 @@ class Crew:
         raise StillBusy
 
 
-# What stays when a database is emptied: who reads the log, and where.
-KEPT = ("consumer_groups", "log_cursors", "workers", "installation", "schema_migrations")
+# What stays when a database is emptied: who reads the log, and where; and what migrations have filled.
+KEPT = ("cities", "consumer_groups", "log_cursors", "workers", "installation", "schema_migrations")
 LIST_TABLES = """
 select c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace
 where n.nspname = 'public' and c.relkind in ('r', 'p') and not c.relispartition and c.relname <> all(%(kept)s)

@@ -131,6 +131,13 @@ class Town:
     trainers: list[bool] = field(default_factory=list[bool])  # who may be booked now
     checkouts: list[Checkout] = field(default_factory=list[Checkout])
     granted: int = 0
+    pauses: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])  # stage and for whom
+
+    def paused(self, stage: str) -> bool:
+        """Nothing is delivered out of this stage; once it is over, everything is. `elsewhere` is none of our business,
+        and who has no place lives in no city."""
+        stops = ("everybody", "the course", "the city") if self.located else ("everybody", "the course")
+        return any((stage, whom) in self.pauses for whom in stops)
 
     @property
     def attempts(self) -> list[Attempt]:

@@ -29,16 +29,19 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from caravan.admin import money, placing
+from caravan import pauses
+from caravan.admin import money, placing, worst_day
 from caravan.admin.money import AlreadyHeld, NotHeld, NothingToHold
 from caravan.apps.subscriptions import BY_GROUP
 from caravan.catalog.courses import Tier, create_course
 from caravan.db import Tx
+from caravan.deliveries import Stage
 from caravan.errors import DomainError
 from caravan.fulfilment.invariants import check
 from caravan.fulfilment.reconciler import Reconciler
 from caravan.fulfilment.repair import OperatorMustDecide
 from caravan.ids import new_id
+from caravan.pauses import PAUSABLE, AlreadyPaused, Scope
 from caravan.payments.captures import NothingToAccept
 from caravan.payments.coins import count_available, grant_coins
 from caravan.payments.model import Order
@@ -148,6 +151,7 @@ def _run_block(bench: Bench, seed: int, examples: int, steps: int) -> None:
 # ------------------------------------------------------------------ the machine
 
 MARKS = ("completed", "student_absent", "trainer_absent")
+SCOPES = ("everybody", "the course", "the city", "elsewhere")
 BEGINNINGS = ("paid", "paid", "open", "wrong", "accepted")
 anyone = st.integers(min_value=0, max_value=31)  # which attempt, trainer, session: counted round
 
@@ -161,7 +165,8 @@ class TownMachine(RuleBasedStateMachine):
         self.ids: dict[Attempt, UUID] = {}
         self.checkouts: dict[Checkout, UUID] = {}
         self.trainers: list[UUID] = []
-        self.student, self.course = new_id(), new_id()
+        self.student, self.course, self.elsewhere = new_id(), new_id(), new_id()
+        self.taken: dict[Stage, int] = {}
         self.bench.log = []
         self.bench.db.ahead = timedelta(0)
         self.reconciler = Reconciler(self.bench.db, SETTINGS)
@@ -209,9 +214,10 @@ class TownMachine(RuleBasedStateMachine):
 
         async def open_(tx: Tx) -> None:
             tiers = [Tier(TIER, PRICE)]
-            await create_course(
-                tx, title="Robotics", category="STEM", session_minutes=60, tiers=tiers, course_id=self.course
-            )
+            for course in (self.course, self.elsewhere):
+                await create_course(
+                    tx, title="Robotics", category="STEM", session_minutes=60, tiers=tiers, course_id=course
+                )
             await create_student(tx, name="Asha", student_id=self.student, **place)
             await grant_coins(tx, self.student, COINS, "verify")
 
@@ -441,6 +447,33 @@ class TownMachine(RuleBasedStateMachine):
         assert refused == decides, f"a repair was {'refused' if refused else 'done'}"
         self.fire("repair", self.name(attempt))
 
+    @rule(stage=st.sampled_from(list(PAUSABLE)), whom=st.sampled_from(SCOPES))
+    def pause(self, stage: Stage, whom: str) -> None:
+        async def stop(tx: Tx) -> None:
+            await worst_day.pause(tx, OPERATOR, self._scope(stage, whom), "verify")
+
+        assert self.refused(stop, AlreadyPaused) == ((stage, whom) in self.town.pauses), "a pause was refused or begun"
+        assert self.bench.do(pauses.wait_for_begun(self.bench.db)) == 0
+        self.town.pauses.add((stage, whom))
+        self.fire("pause", f"{stage} {whom}")
+
+    @precondition(lambda self: self.town.pauses)
+    @rule(number=anyone)
+    def resume(self, number: int) -> None:
+        self._resume(*sorted(self.town.pauses)[number % len(self.town.pauses)])
+
+    def _resume(self, stage: str, whom: str) -> None:
+        async def go_on(tx: Tx) -> None:
+            await worst_day.resume(tx, OPERATOR, self._scope(stage, whom), "verify")
+
+        self.bench.transact(go_on, "admin-service")
+        self.town.pauses.remove((stage, whom))
+        self.fire("resume", f"{stage} {whom}")
+
+    def _scope(self, stage: str, whom: str) -> Scope:
+        course = {"the course": self.course, "elsewhere": self.elsewhere}.get(whom)
+        return Scope(Stage(stage), course, "Delhi" if whom == "the city" else None)
+
     # -- people
 
     @precondition(lambda self: not self.town.located)
@@ -542,10 +575,23 @@ class TownMachine(RuleBasedStateMachine):
             wanted = (attempt.status, attempt.captured, attempt.refunded, attempt.pays, attempt.taken)
             assert found[payment] == wanted, f"{self.name(attempt)} is {found[payment]}, should be {wanted}"
 
+    @invariant()
+    def what_is_paused_stands_still(self) -> None:
+        """No purchases, no bookings, no sessions more than there were when it was paused."""
+        if not self.town.pauses:
+            self.taken.clear()
+            return
+        [counts] = self.bench.transact(lambda tx: tx.tuples(TAKEN))
+        taken: dict[Stage, int] = dict(zip(PAUSABLE, counts, strict=True))
+        self.taken = {stage: self.taken.get(stage, taken[stage]) for stage in PAUSABLE if self.town.paused(stage)}
+        for stage, before in self.taken.items():
+            assert taken[stage] == before, f"{stage} is paused, and yet: {before}, then {taken[stage]}"
+
     def teardown(self) -> None:
         try:
             broken = sys.exc_info()[0] is not None  # by a step: then that is what is told
             if self.ids and not broken:
+                self._let_go_on()
                 self._settle()
                 self._compare()
                 held = [attempt for attempt in self.town.attempts if attempt.held]
@@ -560,6 +606,15 @@ class TownMachine(RuleBasedStateMachine):
             with suppress(Exception):
                 self.bench.do(self.bench.crew.drain())
             self.bench.do(wipe(self.bench.db))
+
+    def _let_go_on(self) -> None:
+        """All that can happen beside the pauses has happened, and then they end."""
+        if self.town.pauses:
+            self._settle()
+            self.what_is_paused_stands_still()
+            self._hold_invariants()
+        for stage, whom in sorted(self.town.pauses):
+            self._resume(stage, whom)
 
     def _settle(self) -> None:
         """Reservations are over, and whatever can happen has happened."""
@@ -633,6 +688,12 @@ select p.id, p.status, p.captured_cents::int, p.refunded_cents::int, coalesce(c.
 from payments p join checkouts c on c.id = p.checkout_id where p.student_id = %(student)s
 """
 
+# What may not become more in a paused stage, by stage.
+TAKEN = """
+select (select count(*) from student_course_purchases), (select count(*) from bookings where kind <> 'hold'),
+  (select count(*) from tutoring_sessions)
+"""
+
 # What workers make of it.
 ENDS = """
 select f.payment_id, f.stage, f.scheduled, f.completed, f.student_absent, f.refunded, f.owed, u.reason,
@@ -654,10 +715,10 @@ where starts_with(outcome, 'failing') or (applied_at is null and type <> 'paymen
 # Hypothesis leaves rules out by chance, so what must happen in a few dozen examples is less than what must in hundreds.
 OFTEN = (
     "buy", "heard before bought", "second attempt refused", "pay", "succeeded", "failed", "wrong amount", "accept",
-    "full refund", "partial refund", "provider's refund", "hold", "repair", "trainer added", "time passes",
+    "full refund", "partial refund", "provider's refund", "hold", "repair", "pause", "trainer added", "time passes",
     "worker's turn", "workers drain", "reconciler",
 )  # fmt: skip
 SELDOM = (
-    "second attempt", "refund refused", "held", "release", "location given", "trainer left", "trainer away",
+    "second attempt", "refund refused", "held", "release", "resume", "location given", "trainer left", "trainer away",
     "session completed", "session student_absent", "session trainer_absent",
 )  # fmt: skip
