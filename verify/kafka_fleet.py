@@ -1,9 +1,10 @@
 """The part `fleet`: two relays, three of each worker, two WebSocket servers, real Kafka and Redis, all on one machine.
 
-Captured payments are delivered by it and by the same crew on the log in PostgreSQL, in turns (A B A B), each on a fresh
-database: every invariant holds, each client of the WebSocket servers ends with 1..n, and Kafka's log carries at least
-0.7 of what the other one does. The clock runs from the first event heard to the last payment delivered. Kafka is warm,
-as PostgreSQL is: a broker's first ten thousand records cost several times as much as the next ones.
+Captured payments are delivered by it and by the same crew on the log in PostgreSQL (with Redis too), in turns (A B A
+B), each on a fresh database: every invariant holds, each client of the WebSocket servers ends with 1..n, and Kafka's
+log carries at least 0.7 of what the other one does. The clock runs from the first event heard to the last payment
+delivered. Kafka is warm, as PostgreSQL is: a broker's first ten thousand records cost several times as much as the
+next ones.
 """
 
 from __future__ import annotations
@@ -130,22 +131,23 @@ async def _deliver(
 ) -> Run | None:
     """One run on a new database and topics of its own. None where it went wrong, which is told."""
     database = site.server.create()
+    await asyncio.to_thread(site.redis.flush)  # a run's students have the ids of the run before
     await build_market(database.url, trainers=max(200, payments // PAYMENTS_OF_A_TRAINER), seed=seed)
     async with AsyncExitStack() as stack:
         db = await stack.enter_async_context(database.database())
         others: list[int] = [find_postmaster(database.url)]
         slots = [Slot("websocket-server", n, port=free_port()) for n in range(WEBSOCKET_SERVERS)]
         kinds = [*(worker for worker in WORKERS for _ in range(OF_EACH_WORKER)), "reconciler"]
-        more: dict[str, Any] = {}
+        others.append(site.redis.pid)
+        more: dict[str, Any] = {"redis_url": site.redis.url}  # for both: what is compared is the log
         if log == KAFKA:
-            more = {
+            more |= {
                 "kafka_broker": site.kafka.address,
                 "kafka_partitions": PARTITIONS,
                 "kafka_prefix": f"fleet-{turn}-",
-                "redis_url": site.redis.url,
             }
             kinds += [RELAY] * RELAYS
-            others += [site.kafka.pid, site.redis.pid]
+            others.append(site.kafka.pid)
         slots += [Slot(kind, n) for n, kind in enumerate(kinds, WEBSOCKET_SERVERS)]
         assert SETTINGS.sandbox_webhook_secret
         fleet = await stack.enter_async_context(Fleet(database.url, SETTINGS.sandbox_webhook_secret, slots, more))
