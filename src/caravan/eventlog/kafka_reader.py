@@ -120,8 +120,10 @@ class Reader:
     def behind(self, seconds: float = ASK_SECONDS) -> int:
         """How many records of our partitions are still to come. Raises KafkaUnavailable."""
         try:
+            # First whether anybody answers: of a broker that is away the client has forgotten what partitions there
+            # are, and what it says of them then (_UNKNOWN_PARTITION) sounds like trouble of its own.
+            self._client.list_topics(timeout=seconds)
             if not self._ours:
-                self._client.list_topics(timeout=seconds)  # nothing to ask for, but whether somebody answers
                 self._line.well()
                 return 0
             positions = self._client.position([TopicPartition(*place) for place in self._ours])
