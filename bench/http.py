@@ -24,6 +24,11 @@ class Connection:
         length = int(answer[at + 15 : answer.index(b"\r\n", at)]) if at >= 0 else 0
         return status, await self._reader.readexactly(length) if length else b""
 
+    @property
+    def ended(self) -> bool:
+        """Whether the server has hung up, as it does with those that are idle."""
+        return self._reader.at_eof()
+
     def close(self) -> None:
         self._writer.close()
 

@@ -96,6 +96,7 @@ class Crowd:
         await asyncio.gather(*[one() for _ in range(flow)])
 
     async def _pay(self, each: dict[str, str], meant: float) -> None:
+        self._free = [connection for connection in self._free if not connection.ended]
         connection = self._free.pop() if self._free else await Connection.open(self.http_port)
         seen = self.seen[each["payment_id"]]
         seen |= {"meant": meant, "sent": time.time()}

@@ -34,7 +34,7 @@ from caravan.web.auth import Role, create_account, issue_token
 from harness.processes import free_port
 from tests import redis_server
 from tests.kafka import server as kafka_server
-from tests.kafka.server import JVM, JVM_OF_A_LONG_LIFE, KafkaServer
+from tests.kafka.server import KafkaServer
 from tests.redis_server import RedisServer
 from verify.fleet import Fleet, Slot
 from verify.parts import Context
@@ -72,8 +72,7 @@ async def run(context: Context) -> PartResult:
         server = stack.enter_context(ScratchServer(durable=True, settings=ROOMY))
         folder = Path(tempfile.mkdtemp(prefix=PREFIX))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        jvm = context.pick(JVM, JVM_OF_A_LONG_LIFE)
-        kafka, redis = KafkaServer(folder, jvm), stack.enter_context(RedisServer())
+        kafka, redis = KafkaServer(folder), stack.enter_context(RedisServer())
         stack.callback(kafka.kill)
         await asyncio.to_thread(kafka.start)
         site = Site(server, kafka, redis)

@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -27,8 +26,6 @@ START_SECONDS_MAX = 120.0  # 4 s, where nobody else is at work
 FETCH_SECONDS_MAX = 600.0
 # One small JVM that is soon there, on a machine that does other things.
 JVM = ("-Xms64m", "-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto")
-# One that lives long enough for its compiler to be worth it.
-JVM_OF_A_LONG_LIFE = ("-Xms512m", "-Xmx512m", "-XX:+UseSerialGC", "-Xshare:auto")
 
 PROPERTIES = """
 process.roles=broker,controller
@@ -127,9 +124,8 @@ def _last_line(error: subprocess.SubprocessError) -> str:
 class KafkaServer(ServerProcess):
     """One broker on `folder` (its data, its log). `address` stays the same over restarts."""
 
-    def __init__(self, folder: Path, jvm: Sequence[str] = JVM, **properties: str) -> None:
+    def __init__(self, folder: Path, **properties: str) -> None:
         self.folder = folder
-        self._jvm = jvm
         self.port, self.controller = free_ports(2)
         self.address = f"127.0.0.1:{self.port}"
         self.log = folder / "kafka.log"
@@ -152,7 +148,7 @@ class KafkaServer(ServerProcess):
             arguments = ["format", "--standalone", "--cluster-id", "4L6g3nShT-eMCtK--X86sw", "--config", self._config]
             self._run("java", *JVM, log4j, "-cp", classpath, "kafka.tools.StorageTool", *map(str, arguments))
         with self.log.open("ab") as log:
-            self._launch(["java", *self._jvm, log4j, "-cp", classpath, "kafka.Kafka", str(self._config)], output=log)
+            self._launch(["java", *JVM, log4j, "-cp", classpath, "kafka.Kafka", str(self._config)], output=log)
         if wait:
             self.wait_ready()
         return self

@@ -75,6 +75,34 @@ async def test_nobody_ends_for_a_broker_that_is_away(log: Log, db: Database, mon
             await member.run_once()
 
 
+async def test_what_could_not_come_during_an_outage_is_not_late_after_it(
+    log: Log, db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Back, a broker answers before it knows its partitions again."""
+    monkeypatch.setattr(kafka_log, "STUCK_SECONDS", 1.0)
+    monkeypatch.setattr(kafka_log, "WATCH_SECONDS", 0.0)
+    monkeypatch.setattr(Reader, "take", lambda _reader, _limit, seconds: time.sleep(seconds) or [])
+    away = True
+
+    def fail(_reader: Reader, _seconds: float) -> int:
+        error = KafkaUnavailable("Kafka: away, then back")
+        error.away = away
+        raise error
+
+    monkeypatch.setattr(Reader, "behind", fail)
+    member = await log.member(Group())
+    await say(db, confirmed())
+    deadline = time.monotonic() + 1.5
+    while time.monotonic() < deadline:
+        with pytest.raises(KafkaUnavailable):
+            await member.run_once()
+    away = False
+    with pytest.raises(KafkaUnavailable):
+        await member.run_once()
+    with pytest.raises(Stuck):
+        await turn_until_stuck(log)
+
+
 class Slow(Group):
     """Its handler stays where it is, behind its effect, until it may go on."""
 

@@ -244,7 +244,9 @@ class KafkaConsumer(Member):
                 self._came_at = now
                 self.worker.recovered()
         except KafkaUnavailable as error:
-            if not error.away:  # somebody answers, but this client may never get any further
+            if error.away:
+                self._came_at = now  # it could not come
+            else:  # somebody answers, but this client may never get any further
                 await self._check_stuck(now)
             raise
         await self._check_stuck(now)
