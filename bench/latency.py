@@ -67,18 +67,25 @@ class Trip:
 async def run(context: Context) -> Result:
     idle, seconds, fast = context.pick(60, 400), context.pick(4.0, 20.0), context.pick(400, 3_000)
     pairs, rates = context.pick(2, 5), context.pick((20,), (5, 20, 50, 100))
-    budget = 2 * pairs * idle + fast + int(seconds * sum(rates)) + fast
+    trainers, budget = context.pick(400, 2_000), fast + int(seconds * sum(rates)) + fast
     with Server({"track_commit_timestamp": "on"}) as server:
-        server.create(TEMPLATE)
-        purchases = await build(server.url_of(TEMPLATE), budget, context.pick(400, 2_000), context.seed)
-        server.settle(TEMPLATE)
-        bench = Bench(context, server, purchases)
+        bench = Bench(context, server, await _build(server, idle, trainers, context.seed))
         idles: dict[str, list[list[Trip]]] = {"ours": [], "floor": []}
         for _ in range(pairs):
             for who in ("ours", "floor"):
-                idles[who].append(await bench.idle(who, idle))
+                idles[who].append(await bench.idle(who))
+        server.drop(TEMPLATE)
+        bench.purchases = await _build(server, budget, trainers, context.seed)
         loaded, rate_max = await bench.loaded(rates, seconds, fast)
     return _result(idles, loaded, rate_max)
+
+
+async def _build(server: Server, purchases: int, trainers: int, seed: int) -> list[Purchase]:
+    """A template with so many payments; the floor plans for all that there are."""
+    server.create(TEMPLATE)
+    built = await build(server.url_of(TEMPLATE), purchases, trainers, seed)
+    server.settle(TEMPLATE)
+    return built
 
 
 @dataclass(slots=True)
@@ -89,13 +96,12 @@ class Bench:
     server: Server
     purchases: list[Purchase]
 
-    async def idle(self, who: str, n: int) -> list[Trip]:
-        """So seldom that no two meet."""
+    async def idle(self, who: str) -> list[Trip]:
+        """All of them, so seldom that no two meet."""
         url = self.server.create("run", TEMPLATE)
-        bought = self.purchases[:n]
         async with (whole if who == "ours" else floor)(url, self.server) as road:
-            trips = await drive(road, url, bought, rate=IDLE_RATE, seed=self.context.seed)
-        trips = trips[int(WARM * n) :]
+            trips = await drive(road, url, self.purchases, rate=IDLE_RATE, seed=self.context.seed)
+        trips = trips[int(WARM * len(trips)) :]
         self.context.say(f"{who} idle: {_words(_figures(trips))}")
         return trips
 

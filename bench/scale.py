@@ -60,7 +60,7 @@ class Point:
 
 async def run(context: Context) -> Result:
     # A hundred trainers have room for hundreds; the past says more over several pages.
-    n, more, singles, rounds = 400, context.pick(400, 2_000), context.pick(10, 40), context.pick(1, 5)
+    n, more, singles, rounds = 400, context.pick(400, 2_000), context.pick(10, 40), context.pick(1, 3)
     sessions = [10**k for k in context.pick((4, 5), (4, 5, 6, 7))]
     trainers = [10**k for k in context.pick((2, 3), (2, 3, 4, 5))]
     result = Result({"payments": {"sessions": more, "trainers": n}, "singles": singles})
