@@ -134,7 +134,7 @@ async def _measure(
 
 SOMEBODY = """
 select s.id, c.id from (select id, row_number() over (order by id) as k from students
-    where id not in (select student_id from bookings where live) order by id limit %s) s
+    where not exists (select from bookings b where b.student_id = students.id and b.live) order by id limit %s) s
 join (select id, row_number() over (order by id) as k from courses) c on c.k = 1 + s.k %% (select count(*) from courses)
 """
 ADD_STUDENTS = """
