@@ -17,6 +17,7 @@ NAMES = (
     "kills",
     "pgcrash",
     "stuck",
+    "rollout",
     "orders",
     "races",
     "model",

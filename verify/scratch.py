@@ -85,6 +85,13 @@ class Databases:
             connection.execute(create.format(sql.Identifier(name), sql.Identifier(template)))
         return self._marked(name)
 
+    def create_empty(self) -> ScratchDatabase:
+        """A new database without any of our tables."""
+        name = f"{self.prefix}_{next(_numbers)}"
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
+        return self._marked(name)
+
     def drop(self, database: ScratchDatabase) -> None:
         database.check()
         with psycopg.connect(self.url, autocommit=True) as connection:
