@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bench.counting import count_since, read_counters
 from bench.market import add_captured_payments, build_market
 from bench.parts import Context, Result
 from bench.report import spread, table
@@ -84,6 +83,4 @@ async def _count(context: Context, n: int, trainers: int) -> dict[str, float | N
     with Server(counting=True) as server:
         await prepare(server, READY, n, trainers, context.seed)
         url = server.create("run", READY)
-        before = read_counters(url)
-        await fulfil(url, n, workers=1, whole=False, look=LOOK_RARELY_SECONDS)
-        return count_since(url, before).per(n)
+        return (await fulfil(url, n, workers=1, whole=False, look=LOOK_RARELY_SECONDS)).counted.per(n)

@@ -1,8 +1,8 @@
 """Years of delivered purchases, to see whether the past makes the present slower.
 
 20 sessions each, daily, at one of 16 hours of a trainer: most are over and completed, FUTURE of them are to come. Rows
-are as fulfilment leaves them; what retention has taken away by then (the log, feeds, marks) is not there. Written by
-set-based SQL without constraints, which are put on again afterwards and so hold.
+are as fulfilment leaves them; what retention has taken away by then (the log, feeds, marks) is not there, but each
+student's counter is. Written by set-based SQL without constraints, which are put on again afterwards and so hold.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import psycopg
 SESSIONS_EACH = 20
 FUTURE = 400  # packages to come: as many whatever the past, so that matching has the same work
 HOURS = 16
+HEARD_EACH = 5  # entries of a student's feed for a purchase that is delivered
 
 # One row per purchase. Ids are of version 7 and of an earlier time than those that a run makes.
 MAKE_ID = """
@@ -48,6 +49,8 @@ WRITE_PAST = """
 analyze past;
 insert into students (id, name, timezone, created_at)
   select distinct student_id, 'A student', 'Asia/Kolkata', now() - interval '3 years' from past;
+insert into student_feed_heads (student_id, seq)
+  select student_id, {heard} * count(*) from past group by student_id;
 insert into checkouts (id, student_id, course_id, sessions, price_cents, currency, session_minutes, weekdays,
     learning_mode, timezone, slot_start, start_date, raw, created_at, expires_at, paid_by)
   select checkout_id, student_id, course_id, {each}, 240000, 'INR', 60, '{{1,2,3,4,5,6,7}}', 'online',
@@ -107,7 +110,7 @@ def write_history(url: str, sessions: int) -> None:
         numbers = {"trainers": counted[0], "purchases": sessions // SESSIONS_EACH, "future": FUTURE}
         connection.execute(MAKE_ID)
         connection.execute(LIST_PAST.format(hours=HOURS).encode(), numbers)
-        connection.execute(WRITE_PAST.format(each=SESSIONS_EACH).encode())
+        connection.execute(WRITE_PAST.format(each=SESSIONS_EACH, heard=HEARD_EACH).encode())
         for statement in put_on:
             connection.execute(statement.encode())
 

@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 
 from bench.check import Wrong, check
-from bench.counting import server_cpu_seconds
+from bench.counting import Counted, count_since, read_counters, server_cpu_seconds
 
 LOOK_SECONDS = 0.02
 LOOK_RARELY_SECONDS = 0.25  # where pages are counted: looking touches some too
@@ -31,7 +31,8 @@ HEARD = "select count(*) from processed_events"
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Verified, or there would be none. `cpu_seconds`: of the workers; `peaks`: the most bytes that each held."""
+    """Verified, or there would be none. `cpu_seconds`: of the workers; `peaks`: the most bytes that each held;
+    `counted`: what the run asked of the server, without our verifying it."""
 
     payments: int
     sessions: int
@@ -39,6 +40,7 @@ class Run:
     cpu_seconds: float
     server_cpu_seconds: float
     peaks: list[int]
+    counted: Counted
 
     @property
     def per_second(self) -> float:
@@ -65,7 +67,7 @@ async def fulfil(
     `page`: how many events a batch has at most, as the product has it if None. `whole`: hold it against every
     invariant. `look`: how often we ask whether it is done.
     """
-    server_before = server_cpu_seconds(url)
+    server_before, before = server_cpu_seconds(url), read_counters(url)
     async with AsyncExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="caravan-bench-"))
         processes = [await WorkerProcess.start(url, f"bench-{k}", Path(folder), page) for k in range(workers)]
@@ -81,10 +83,11 @@ async def fulfil(
         await until_delivered(connection, processes, heard_before + HEARINGS * n, look)
         seconds = time.monotonic() - began
         ends = await asyncio.gather(*(process.stop() for process in processes))
-    server_cpu = server_cpu_seconds(url) - server_before
+    # The check comes after: it reads whole tables, so it would be counted as what the past costs.
+    server_cpu, counted = server_cpu_seconds(url) - server_before, count_since(url, before)
     sessions = await check(url, n, whole=whole)
     client_cpu = sum(end["cpu_seconds"] for end in ends)
-    return Run(n, sessions, seconds, client_cpu, server_cpu, [end["peak_bytes"] for end in ends])
+    return Run(n, sessions, seconds, client_cpu, server_cpu, [end["peak_bytes"] for end in ends], counted)
 
 
 async def until_delivered(

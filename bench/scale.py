@@ -16,7 +16,6 @@ from uuid import UUID
 import psycopg
 
 from bench.check import Wrong
-from bench.counting import count_since, read_counters
 from bench.floor import warm
 from bench.fulfil import prepare
 from bench.history import write_history
@@ -124,9 +123,7 @@ async def _measure(
             )
     for point in points:
         url = server.create("run", point.template)
-        before = read_counters(url)
-        await fulfil(url, n, whole=False, look=LOOK_RARELY_SECONDS)
-        counted = count_since(url, before)
+        counted = (await fulfil(url, n, whole=False, look=LOOK_RARELY_SECONDS)).counted
         point.buffers, point.wal_bytes = round(counted.buffers / n, 1), round(counted.wal_bytes / n, 1)
 
 

@@ -393,7 +393,7 @@ def days_of_24_hours(t: Tamper) -> None:
 def one_session_less(t: Tamper) -> None:
     t.reword(
         "sessions.store:INSERT_SESSIONS",
-        ("where s.total <= r.owed", "where s.total <= r.owed and s.place < s.total"),
+        ("where s.total <= s.owed", "where s.total <= s.owed and s.place < s.total"),
     )
 
 

@@ -41,8 +41,9 @@ class Wish(msgspec.Struct, frozen=True):
 
 # Payments first and purchases second, each in the order of ids. A refund waits for us, or we see it.
 LOCK_PAYMENTS = """
-select p.id from payments p join student_course_purchases pu on pu.payment_id = p.id
-where pu.id = any(%(purchase_ids)b::uuid[]) order by p.id for share of p
+select id from payments where id = any(array(
+  select payment_id from student_course_purchases where id = any(%(purchase_ids)b::uuid[])))
+order by id for share
 """
 LOCK_PURCHASES = """
 select id from student_course_purchases where id = any(%(purchase_ids)b::uuid[]) order by id for no key update

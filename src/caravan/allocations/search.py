@@ -62,12 +62,14 @@ times as materialized (
   join (select u.series, range_agg(int4range(u.minute, u.minute + r.minutes)) as week
         from unnest(%(week_series)b::int[], %(week_minutes)b::int[]) as u(series, minute) join series r using (series)
         group by u.series) w using (series)
+), homes as materialized (
+  select id, latitude, longitude from students where id = any(%(students)b::uuid[])
 ), needs as materialized (
   select n.*, s.latitude, s.longitude
   from unnest(%(ordinals)b::int[], %(purchases)b::uuid[], %(courses)b::uuid[], %(modes)b::text[],
               %(students)b::uuid[], %(need_series)b::int[], %(current)b::uuid[])
     as n(ordinal, purchase_id, course_id, mode, student_id, series, current_trainer)
-  left join students s on s.id = n.student_id
+  left join homes s on s.id = n.student_id
 )"""  # noqa: S608 - put together from constants
 
 # Whether a trainer (trainer_time h) is open at all slots of a series (times r). The week tells mostly; only where it is

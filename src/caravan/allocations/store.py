@@ -13,7 +13,26 @@ from caravan.db import Tx
 from caravan.ids import new_ids
 
 # Refunds are read from where they are decided, so it does not matter whether the purchase has heard of them already.
+# Each table is asked once for the whole page, not once per purchase: however deep its index has grown, that is a walk
+# along a few leaves (docs/decisions/0019).
 LIST_STATES = """
+with pu as materialized (
+  select * from student_course_purchases where id = any(%(purchase_ids)b::uuid[])
+), p as materialized (
+  select id, status, captured_at from payments where id = any(array(select payment_id from pu))
+), u as materialized (
+  select * from undelivered where payment_id = any(array(select payment_id from pu))
+), s as materialized (
+  select id, latitude from students where id = any(array(select student_id from pu))
+), a as materialized (
+  select id, purchase_id, status, trainer_id, booking_id from trainer_allocations
+  where purchase_id = any(%(purchase_ids)b::uuid[]) and status <> 'cancelled'
+), taken as materialized (
+  select distinct purchase_id from bookings where purchase_id = any(%(purchase_ids)b::uuid[]) and live
+), t as materialized (
+  select purchase_id, count(*) as numbered, count(*) filter (where status in ('completed', 'student_absent')) as done
+  from tutoring_sessions where purchase_id = any(%(purchase_ids)b::uuid[]) group by purchase_id
+)
 select pu.id as purchase_id, pu.payment_id, pu.student_id, pu.course_id, pu.purchase_tier as tier,
   least(pu.purchase_tier, greatest(pu.refunded_sessions, r.sessions))::int as refunded, r.seqs as refunded_seqs,
   pu.is_active and p.status <> 'refunded' as active, pu.session_minutes as minutes, pu.weekdays, pu.learning_mode,
@@ -25,21 +44,19 @@ select pu.id as purchase_id, pu.payment_id, pu.student_id, pu.course_id, pu.purc
     as pause_id, p.captured_at,
   a.id as allocation_id, a.status as allocation_status, a.trainer_id, tr.active as trainer_active,
   exists (select from bookings b where b.id = a.booking_id and b.live) as allocation_booked,
-  exists (select from bookings b where b.purchase_id = pu.id and b.live) as booked, t.numbered, t.done
-from student_course_purchases pu
-join payments p on p.id = pu.payment_id
-left join undelivered u on u.payment_id = pu.payment_id
-left join students s on s.id = pu.student_id
-left join trainer_allocations a on a.purchase_id = pu.id and a.status <> 'cancelled'
+  taken.purchase_id is not null as booked, coalesce(t.numbered, 0) as numbered, coalesce(t.done, 0) as done
+from pu
+join p on p.id = pu.payment_id
+left join u on u.payment_id = pu.payment_id
+left join s on s.id = pu.student_id
+left join a on a.purchase_id = pu.id
+left join taken on taken.purchase_id = pu.id
+left join t on t.purchase_id = pu.id
 left join trainers tr on tr.id = a.trainer_id
 cross join lateral (
   select coalesce(sum(sessions), 0) as sessions,
     array(select unnest(session_seqs)::int from refunds where payment_id = pu.payment_id) as seqs
   from refunds where payment_id = pu.payment_id) r
-cross join lateral (
-  select count(*) as numbered, count(*) filter (where status in ('completed', 'student_absent')) as done
-  from tutoring_sessions where purchase_id = pu.id) t
-where pu.id = any(%(purchase_ids)b::uuid[])
 order by pu.start_date, u.since, pu.id
 """
 

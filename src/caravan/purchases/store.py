@@ -25,7 +25,20 @@ async def lock_payments(tx: Tx, payment_ids: Sequence[UUID]) -> None:
 
 # Everything that decides whether a payment becomes a purchase. What a checkout does not know is filled from the course
 # and the student (minutes, weekdays, zone), and the course from the metadata where it names one.
+# Each table is asked once for the whole page, not once per payment: however deep its index has grown, that is a walk
+# along a few leaves (docs/decisions/0019).
 LIST_PAID = """
+with p as materialized (
+  select * from payments where id = any(%(payment_ids)b::uuid[])
+), c as materialized (
+  select * from checkouts where id = any(array(select checkout_id from p))
+), s as materialized (
+  select id, timezone from students where id = any(array(select student_id from p))
+), pu as materialized (
+  select id, payment_id from student_course_purchases where payment_id = any(%(payment_ids)b::uuid[])
+), u as materialized (
+  select payment_id, reason, held from undelivered where payment_id = any(%(payment_ids)b::uuid[])
+)
 select p.id as payment_id, p.status, p.captured_at is not null as captured, p.student_id, p.checkout_id,
   case when jsonb_typeof(p.metadata) = 'object' then p.metadata else '{}' end as metadata,
   p.accepted_at is null and (p.captured_cents, coalesce(p.captured_currency, p.currency))
@@ -37,16 +50,15 @@ select p.id as payment_id, p.status, p.captured_at is not null as captured, p.st
   pu.id as purchase_id, u.payment_id is not null as registered, u.reason, coalesce(u.held, false) as held,
   case when (select exists (select from pauses)) then paused_by('paid', named.course_id, p.student_id) end as pause_id,
   s.id is not null as student_known, k.id is not null as course_known, k.learning_modes as course_modes
-from payments p
-join checkouts c on c.id = p.checkout_id
+from p
+join c on c.id = p.checkout_id
 cross join lateral (select coalesce(c.course_id, case when p.metadata ->> 'courseId'
     ~* '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$' then (p.metadata ->> 'courseId')::uuid end)
   as course_id) named
 left join courses k on k.id = named.course_id
-left join students s on s.id = p.student_id
-left join student_course_purchases pu on pu.payment_id = p.id
-left join undelivered u on u.payment_id = p.id
-where p.id = any(%(payment_ids)b::uuid[])
+left join s on s.id = p.student_id
+left join pu on pu.payment_id = p.id
+left join u on u.payment_id = p.id
 order by p.id
 """
 

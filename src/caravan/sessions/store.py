@@ -39,26 +39,37 @@ class Account(msgspec.Struct, frozen=True):
 
 
 # Refunds are read from where they are decided, so it does not matter whether the purchase has heard of them already.
+# Each table is asked once for the whole page, not once per purchase: however deep its index has grown, that is a walk
+# along a few leaves (docs/decisions/0019).
 LIST_ACCOUNTS = """
+with pu as materialized (
+  select * from student_course_purchases where id = any(%(purchase_ids)b::uuid[])
+), p as materialized (
+  select id, status from payments where id = any(array(select payment_id from pu))
+), u as materialized (
+  select * from undelivered where payment_id = any(array(select payment_id from pu))
+), numbered as materialized (
+  select purchase_id, count(*) filter (where status = 'scheduled') as scheduled,
+    count(*) filter (where status in ('completed', 'student_absent')) as done
+  from tutoring_sessions where purchase_id = any(%(purchase_ids)b::uuid[]) group by purchase_id
+)
 select pu.id as purchase_id, pu.payment_id, pu.student_id, pu.course_id,
   pu.is_active and p.status <> 'refunded' as active,
   coalesce(u.held, false) as held,
   coalesce(u.reason = 'STAGE_PAUSED' and u.detail ->> 'stage' = 'allocated', false) as paused_before,
   case when (select exists (select from pauses)) then paused_by('allocated', pu.course_id, pu.student_id) end
-    as pause_id, t.numbered > 0 as numbered, t.scheduled::int,
+    as pause_id, numbered.purchase_id is not null as numbered, t.scheduled::int,
   (pu.purchase_tier - t.done - t.scheduled - gone.refunded)::int as owed,
   (t.done + gone.refunded - pu.purchase_tier)::int as excess
-from student_course_purchases pu
-join payments p on p.id = pu.payment_id
-left join undelivered u on u.payment_id = pu.payment_id
+from pu
+join p on p.id = pu.payment_id
+left join u on u.payment_id = pu.payment_id
+left join numbered on numbered.purchase_id = pu.id
+cross join lateral (
+  select coalesce(numbered.scheduled, 0) as scheduled, coalesce(numbered.done, 0) as done) t
 cross join lateral (
   select least(pu.purchase_tier, greatest(pu.refunded_sessions, coalesce(sum(sessions), 0))) as refunded
   from refunds where payment_id = pu.payment_id) gone
-cross join lateral (
-  select count(*) as numbered, count(*) filter (where status = 'scheduled') as scheduled,
-    count(*) filter (where status in ('completed', 'student_absent')) as done
-  from tutoring_sessions where purchase_id = pu.id) t
-where pu.id = any(%(purchase_ids)b::uuid[])
 order by pu.id
 """
 
@@ -115,32 +126,43 @@ class Scheduled(msgspec.Struct, frozen=True):
 # everybody, and stays owed; where that was the start, all wait until somebody agrees to another. A session's id is its
 # purchase's with the number in the last four digits: random ids would cost as much as the rows.
 INSERT_SESSIONS = """
-with rooms as materialized (
+with pu as materialized (
+  select id, course_id from student_course_purchases where id = any(%(purchase_ids)b::uuid[])
+), a as materialized (
+  select id, purchase_id from trainer_allocations
+  where purchase_id = any(%(purchase_ids)b::uuid[]) and status in ('approved', 'completed')
+), numbered as materialized (
+  select purchase_id, max(seq) as last_seq from tutoring_sessions
+  where purchase_id = any(%(purchase_ids)b::uuid[]) group by purchase_id
+), booked as materialized (
+  select id, purchase_id, student_id, trainer_id, starts, minutes from bookings
+  where purchase_id = any(%(purchase_ids)b::uuid[]) and live
+), rooms as materialized (
   select room.purchase_id, room.owed, pu.course_id, a.id as allocation_id, left(pu.id::text, 32) as stem,
-    (select coalesce(max(t.seq), 0) from tutoring_sessions t where t.purchase_id = room.purchase_id) as last_seq
+    coalesce(numbered.last_seq, 0) as last_seq
   from unnest(%(purchase_ids)b::uuid[], %(owed)b::int[]) as room(purchase_id, owed)
-  join student_course_purchases pu on pu.id = room.purchase_id
-  join trainer_allocations a on a.purchase_id = room.purchase_id and a.status in ('approved', 'completed')
+  join pu on pu.id = room.purchase_id
+  join a on a.purchase_id = room.purchase_id
+  left join numbered on numbered.purchase_id = room.purchase_id
+), slots as (
+  select r.*, b.id as booking_id, b.student_id, b.trainer_id, slot as starts_at,
+    slot + make_interval(mins => b.minutes) as ends_at,
+    row_number() over (partition by r.purchase_id order by slot) as place,
+    count(*) over (partition by r.purchase_id) as total
+  from rooms r join booked b on b.purchase_id = r.purchase_id cross join lateral unnest(b.starts) slot
+  where slot > %(now)s and (r.last_seq = 0 or not exists (
+    select from tutoring_sessions t
+    where t.purchase_id = b.purchase_id and t.booking_id = b.id and t.starts_at = slot))
 ), inserted as (
   insert into tutoring_sessions (purchase_id, seq, id, allocation_id, booking_id, student_id, course_id, trainer_id,
     starts_at, ends_at, status)
-  select r.purchase_id, r.last_seq + s.place, (r.stem || lpad(to_hex(r.last_seq + s.place), 4, '0'))::uuid,
-    r.allocation_id, s.booking_id, s.student_id, r.course_id, s.trainer_id, s.starts_at, s.ends_at, 'scheduled'
-  from rooms r
-  cross join lateral (
-    select b.id as booking_id, b.student_id, b.trainer_id, slot as starts_at,
-      slot + make_interval(mins => b.minutes) as ends_at,
-      row_number() over (order by slot) as place, count(*) over () as total
-    from bookings b cross join lateral unnest(b.starts) slot
-    where b.purchase_id = r.purchase_id and b.live and slot > %(now)s
-      and (r.last_seq = 0 or not exists (
-        select from tutoring_sessions t
-        where t.purchase_id = b.purchase_id and t.booking_id = b.id and t.starts_at = slot))
-  ) s
-  where s.total <= r.owed
-    and (s.total = r.owed or r.last_seq > 0 or not exists (
-      select from bookings b where b.purchase_id = r.purchase_id and b.live and b.starts[1] <= %(now)s))
-  order by r.purchase_id, s.place
+  select s.purchase_id, s.last_seq + s.place, (s.stem || lpad(to_hex(s.last_seq + s.place), 4, '0'))::uuid,
+    s.allocation_id, s.booking_id, s.student_id, s.course_id, s.trainer_id, s.starts_at, s.ends_at, 'scheduled'
+  from slots s
+  where s.total <= s.owed
+    and (s.total = s.owed or s.last_seq > 0 or not exists (
+      select from booked b where b.purchase_id = s.purchase_id and b.starts[1] <= %(now)s))
+  order by s.purchase_id, s.starts_at
   returning purchase_id, allocation_id, starts_at, ends_at
 )
 select purchase_id, allocation_id, count(*)::int as count, min(starts_at) as first_starts_at,
