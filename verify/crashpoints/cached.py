@@ -1,4 +1,4 @@
-"""The cache of views, struck while it is read, written and fenced.
+"""What Redis is for, struck: views read, written and fenced; hints on their way to the WebSocket servers.
 
 What comes of it is compared as for every step; and whoever looks at home, before or after, is shown the student's
 present version.
@@ -9,7 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import psycopg
+
 from caravan.apps.subscriptions import subscribe
+from caravan.db.wake import CHANNEL, EVERYTHING, Wake
 from caravan.eventlog.consumer import Consumer
 from caravan.eventlog.subscription import Subscription
 from caravan.eventlog.workers import Worker
@@ -17,6 +20,7 @@ from verify.crashpoints.points import points
 from verify.crashpoints.stage import Case, Stage
 from verify.crashpoints.steps import Refused, Step, Turn
 
+HEARD_SECONDS_MAX = 5.0
 HEAD = "select coalesce(max(seq), 0)::int as seq from student_feed_heads where student_id = %(student)s"
 
 
@@ -65,3 +69,35 @@ class Fence(Turn):
         assert self.consumer is not None
         self.consumer.db = db
         self.consumer.subscription = self._subscription()
+
+
+@dataclass(slots=True)
+class Publish(Step):
+    """Two hints about a student, over Redis and by a NOTIFY. Whatever happened to the first, the second is heard."""
+
+    async def act(self, stage: Stage, case: Case) -> bool:
+        if stage.redis is None:
+            with points.paused():
+                await stage.open_redis()
+        wake = Wake(stage.scratch.url, stage.redis)
+        try:
+            with points.paused():
+                listening = await psycopg.AsyncConnection.connect(stage.scratch.url, autocommit=True)
+                await listening.execute(f"listen {CHANNEL}".encode())
+            async with listening:
+                await wake.start(listen=False)
+                for _hint in ("struck, perhaps", "the next one"):
+                    wake.send([str(case.student)])
+                    heard = await _hears(listening, str(case.student))
+                if not heard:
+                    case.know["wrong"] = "no hint was heard any more"
+                return heard
+        finally:
+            await wake.stop()
+
+
+async def _hears(listening: psycopg.AsyncConnection[Any], key: str) -> bool:
+    async for note in listening.notifies(timeout=HEARD_SECONDS_MAX):
+        if not {key, EVERYTHING}.isdisjoint(note.payload.split()):
+            return True
+    return False

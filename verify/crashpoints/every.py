@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.redis_server import missing as redis_missing
 from verify.crashpoints import prepare as p
-from verify.crashpoints.cached import Fence, Look
+from verify.crashpoints.cached import Fence, Look, Publish
 from verify.crashpoints.push import Push
 from verify.crashpoints.stage import Answer, Case, Stage
 from verify.crashpoints.steps import (
@@ -261,4 +261,5 @@ def _cached() -> list[Step]:
     return [
         Look("look", p.delivered),
         Fence("fence", p.paid(PURCHASE), group=VIEWS, types=created, per_student=2),
+        Publish("publish", p.delivered),
     ]

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from caravan.db import pool
+from caravan.db import pool, wake
 from caravan.errors import is_transient
 from caravan.eventlog import consumer, member
 from caravan.payments.webhooks import apply_pending_webhooks
@@ -89,6 +89,7 @@ def hurry() -> None:
     member.backoff_seconds = _at_once
     consumer.HEARTBEAT_SECONDS = member.HEARTBEAT_SECONDS = 3600.0
     gateway.RETRY_SECONDS, gateway.POLL_SECONDS = 0.0, 0.25
+    wake.RETRY_SECONDS = 0.01
     pool.random = types.SimpleNamespace(uniform=lambda _low, _high: 0.0)  # type: ignore[assignment]  # pyright: ignore
 
 

@@ -28,6 +28,7 @@ EVERYTHING = "*"
 KIND = "#"  # begins a key that says what kind of thing happened, not to whom; there are few, so they always fit
 ALSO_PUBLISHED = "+"  # the first word of a payload whose keys went over Redis too
 PING_SECONDS = 20.0
+RETRY_SECONDS = 0.2
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -110,7 +111,11 @@ class Wake:
                         await connection.execute("select pg_notify(%s, %s)", (CHANNEL, payload))
             except psycopg.Error as error:
                 log.warning("wake-up hint not sent, pollers will find it", error=str(error).strip())
-                await asyncio.sleep(0.2)
+            except Exception as error:  # one bug must not silence this process for good
+                log.error("wake-up hint not sent, pollers will find it", exc_info=error)
+            self._pending.add(EVERYTHING)  # what was to be said is not known any more
+            self._gathered.set()
+            await asyncio.sleep(RETRY_SECONDS)
 
     async def _publish(self, keys: set[str]) -> str:
         """Over Redis, where there is one; what the NOTIFY is to say."""
@@ -146,7 +151,9 @@ class Wake:
                         await connection.execute("select 1")  # a half-open socket answers nothing: find out
             except psycopg.Error as error:
                 log.warning("listening for hints again", error=str(error).strip())
-                await asyncio.sleep(0.2)
+            except Exception as error:  # a listener's bug: the others go on hearing
+                log.error("listening for hints again", exc_info=error)
+            await asyncio.sleep(RETRY_SECONDS)
 
 
 async def _connect(url: str) -> psycopg.AsyncConnection[Any]:
