@@ -144,6 +144,19 @@ def install_debian(package: str, *programs: str) -> None:
         print(f"Could not install {package}; see {LOG.relative_to(ROOT)}.", file=sys.stderr)
 
 
+def install_promtool() -> None:
+    """Prometheus' checker of rules, out of Debian's package: installing that would start a server."""
+    unpack = f"dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x --strip-components=3 -C '{VENV}/bin' ./usr/bin/promtool"
+    folder = "folder=$(mktemp -d); trap 'rm -r \"$folder\"' EXIT; cd \"$folder\""
+    fetch = f"set -e; {folder}; apt-get -q download prometheus; {unpack}"
+    if shutil.which("promtool") or (VENV / "bin" / "promtool").exists() or not can_apt_get():
+        return
+    try:
+        Steps(1).run("Debian's promtool", apt_get_install("prometheus")[0], ["sh", "-c", fetch])
+    except SetupFailed:
+        print(f"Could not fetch promtool; see {LOG.relative_to(ROOT)}.", file=sys.stderr)
+
+
 def install_peers() -> None:
     """What `make bench` compares with, on top of dev.txt. One that can't be installed is absent from its table."""
     steps: list[tuple[str, list[list[str]]]] = []
@@ -176,6 +189,7 @@ def main() -> int:
                 if target == "dev":
                     install_debian("maven", "mvn")  # brings a Java, and fetches Kafka's jars (tests/kafka/server.py)
                     install_debian("pgbouncer", "pgbouncer")
+                    install_promtool()
             if target == "screens":
                 install_debian("chromium", *CHROMIUM_NAMES)
             if target == "bench":
