@@ -146,10 +146,12 @@ def install_debian(package: str, *programs: str) -> None:
 
 def install_promtool() -> None:
     """Prometheus' checker of rules, out of Debian's package: installing that would start a server."""
-    unpack = f"dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x --strip-components=3 -C '{VENV}/bin' ./usr/bin/promtool"
-    folder = "folder=$(mktemp -d); trap 'rm -r \"$folder\"' EXIT; cd \"$folder\""
-    fetch = f"set -e; {folder}; apt-get -q download prometheus; {unpack}"
-    if shutil.which("promtool") or (VENV / "bin" / "promtool").exists() or not can_apt_get():
+    target = VENV / "bin"
+    fetch = f"""set -e
+        folder=$(mktemp -d); trap 'rm -r "$folder"' EXIT; cd "$folder"
+        apt-get -q download prometheus
+        dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x --strip-components=3 -C '{target}' ./usr/bin/promtool"""
+    if shutil.which("promtool") or (target / "promtool").exists() or not can_apt_get():
         return
     try:
         Steps(1).run("Debian's promtool", apt_get_install("prometheus")[0], ["sh", "-c", fetch])
