@@ -307,7 +307,7 @@ async def _alternate(server: Server, context: Context, n: int, workers: int, con
 
 async def _best_of_ours(server: Server, context: Context, n: int) -> tuple[int, dict[str, float]]:
     tried: dict[int, float] = {}
-    for workers in (1, 2):
+    for workers in (1, 2, 3):
         url = server.create("run", READY)
         warm(url)
         tried[workers] = round((await fulfil(url, n, workers=workers, whole=False)).per_second, 1)
