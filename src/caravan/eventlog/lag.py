@@ -56,8 +56,9 @@ class GroupLag:
 BEHIND_SECONDS = 10.0
 
 # Events that a group hears and has not got past: after its open window, or in it and beyond the last one done. With
-# Kafka its place only trails behind (see trail), so what it has done is looked up. Event by event, as `offset 0` makes
-# it: as a join, planned by statistics of a minute ago, it took 13 s at 15,000 events. The relay hears everything.
+# Kafka its place only trails behind (see trail), so what it has done is looked up: event by event, as `offset 0` makes
+# it, for a join's plan depends on statistics that are old while much is going on (decision 0018). The relay hears
+# everything.
 LIST_LAG = """
 select g.name as "group", g.service, coalesce(waiting.messages, 0)::int as messages,
        coalesce(extract(epoch from clock_timestamp() - waiting.oldest), 0)::float8 as seconds,
