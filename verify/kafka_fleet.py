@@ -55,6 +55,12 @@ READY_SECONDS_MAX = 90.0
 QUIET_SECONDS_MAX = 300.0
 POLL_SECONDS = 0.05
 ROOMY = {"max_connections": "300"}  # every process may fill its pool
+# As deploy/compose.yaml has its broker; the tests' own beats several times as often, to be soon there and soon gone.
+BEATS = {
+    "group_consumer_heartbeat_interval_ms": "1000",
+    "broker_heartbeat_interval_ms": "2000",
+    "broker_session_timeout_ms": "9000",
+}
 
 
 async def run(context: Context) -> PartResult:
@@ -72,7 +78,7 @@ async def run(context: Context) -> PartResult:
         server = stack.enter_context(ScratchServer(durable=True, settings=ROOMY))
         folder = Path(tempfile.mkdtemp(prefix=PREFIX))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        kafka, redis = KafkaServer(folder), stack.enter_context(RedisServer())
+        kafka, redis = KafkaServer(folder, **BEATS), stack.enter_context(RedisServer())
         stack.callback(kafka.kill)
         await asyncio.to_thread(kafka.start)
         site = Site(server, kafka, redis)

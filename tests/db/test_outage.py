@@ -16,7 +16,7 @@ from psycopg_pool import PoolTimeout
 from caravan.db import Database, Tx
 from caravan.db.embedded import EmbeddedPostgres
 from caravan.db.pool import OWN_ID
-from caravan.db.wake import Wake
+from caravan.db.wake import EVERYTHING, Wake
 from caravan.errors import is_transient
 
 DOWN_SECONDS = 4.0  # the pool alone would try at 0, 1, 3 and 7 seconds
@@ -75,6 +75,34 @@ async def test_no_dead_connection_is_lent_after_a_crash(server: EmbeddedPostgres
         server.start()
         async with asyncio.timeout(BACK_SECONDS_MAX), db.transaction() as tx:
             assert await tx.value("select 1") == 1
+
+
+COUNT_LISTENING = """
+select count(*) from pg_stat_activity where application_name = 'caravan wake' and query like 'listen%'
+"""
+
+
+async def test_nobody_listens_for_nobody(server: EmbeddedPostgres) -> None:
+    """Each that listens is woken by every hint there is."""
+    speaker, listener = Wake(server.url), Wake(server.url)
+    heard: asyncio.Queue[frozenset[str]] = asyncio.Queue()
+    await speaker.start(listen=False)
+    await listener.start()
+    try:
+        async with Database(server.url) as db, asyncio.timeout(DOWN_SECONDS):
+            listener.subscribe(heard.put_nowait)
+            assert await heard.get() == {EVERYTHING}
+            speaker.send(["news"])
+            assert await heard.get() == {"news"}
+            assert await db.all(COUNT_LISTENING) == [{"count": 1}]
+            listener.unsubscribe(heard.put_nowait)
+            while await db.all(COUNT_LISTENING) != [{"count": 0}]:
+                speaker.send(["more"])
+            listener.subscribe(heard.put_nowait)
+            assert await heard.get() == {EVERYTHING}
+    finally:
+        await listener.stop()
+        await speaker.stop()
 
 
 async def test_the_first_hint_after_a_crash_is_heard(server: EmbeddedPostgres) -> None:

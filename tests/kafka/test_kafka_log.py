@@ -18,7 +18,7 @@ from confluent_kafka.admin import AdminClient
 from psycopg import errors as pg
 
 from caravan.db import Database
-from caravan.eventlog import carrier, dead_letters, kafka_log, trail
+from caravan.eventlog import carrier, dead_letters, kafka_log, kafka_reader, trail
 from caravan.eventlog.carrier import Carrier
 from caravan.eventlog.kafka_client import Kafka, KafkaUnavailable
 from caravan.eventlog.kafka_records import read_record
@@ -76,6 +76,15 @@ def records(kafka: Kafka, topic: str, number: int) -> list[Any]:
         found += [record for record in reader.consume(number, 0.2) if not record.error()]
     reader.close()
     return sorted(found, key=lambda record: (record.partition(), record.offset()))
+
+
+def committed(kafka: Kafka) -> int:
+    """Before how many records the group `effects` stands, by Kafka's word."""
+    reader = Client({**quiet(kafka), "group.id": kafka.named("effects")})
+    topic = kafka.named("purchase-confirmed")
+    places = reader.committed([TopicPartition(topic, each) for each in range(kafka.settings.kafka_partitions)])
+    reader.close()
+    return sum(max(0, place.offset) for place in places)
 
 
 async def test_records_say_who_spoke_of_what(log: Log, db: Database) -> None:
@@ -223,6 +232,23 @@ async def test_an_offset_that_is_gone_is_made_up_from_the_outbox(log: Log, db: D
     await log.until(lambda: done(db, 40), second)
     said += await say(db, *(confirmed() for _ in range(5)))
     await log.until(lambda: done(db, 45), second)
+    assert sorted(await effects(db)) == sorted(said)
+
+
+async def test_kafka_is_told_of_what_is_done_on_leaving_at_the_latest(
+    log: Log, db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kafka_reader, "COMMIT_SECONDS", 3600.0)
+    first = await log.member(Group(), "effects-1")
+    said = await say(db, *(confirmed() for _ in range(20)))
+    await log.until(lambda: done(db, 20), first)
+    said += await say(db, *(confirmed() for _ in range(20)))
+    await log.until(lambda: done(db, 40), first)
+    assert log.kafka
+    assert await asyncio.to_thread(committed, log.kafka) < 40
+    await first.leave()
+    log.members.clear()
+    assert await asyncio.to_thread(committed, log.kafka) == 40
     assert sorted(await effects(db)) == sorted(said)
 
 

@@ -71,6 +71,18 @@ def test_bytes_that_are_no_event_are_kept_whole(value: bytes | None) -> None:
     assert msgspec.json.decode(shown(found))["bytes"] == len(value or b"")
 
 
+def test_what_only_others_hear_is_not_opened() -> None:
+    said = envelope()
+    for others, opened in ((frozenset({b"PURCHASE_CONFIRMED"}), False), (frozenset({b"PURCHASE_CREATED"}), True)):
+        found = read_record("purchase-confirmed", 3, 14, b"student", value_of(said), [*headers_of(said)], others)
+        assert found.others is not opened
+        assert found.envelope == (said if opened else None)
+        assert found.wrong is None
+    unknown = read_record("purchase-confirmed", 3, 14, b"student", b"{}", [], frozenset({b"PURCHASE_CONFIRMED"}))
+    assert unknown.wrong
+    assert not unknown.others
+
+
 def test_a_record_without_an_id_has_the_one_of_its_place() -> None:
     one, again, other = read([], b"x"), read([], b"y"), read_record("purchase-confirmed", 3, 15, None, b"x", None)
     assert event_id_of(one) == event_id_of(again) != event_id_of(other)

@@ -47,6 +47,7 @@ class Wake:
         self._url = url
         self._over_redis = RedisHints(redis, self._tell) if redis else None
         self._listeners: list[Listener] = []
+        self._subscribed = asyncio.Event()
         self._pending: set[str] = set()
         self._gathered = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -54,9 +55,12 @@ class Wake:
 
     def subscribe(self, listener: Listener) -> None:
         self._listeners.append(listener)
+        self._subscribed.set()
 
     def unsubscribe(self, listener: Listener) -> None:
         self._listeners.remove(listener)
+        if not self._listeners:
+            self._subscribed.clear()
 
     def watch(self, key: str) -> None:
         """This process has to hear of `key` now."""
@@ -139,13 +143,17 @@ class Wake:
         self._tell(frozenset(keys))
 
     async def _listen_forever(self) -> None:
+        """As long as somebody here wants to hear: each process that listens is woken by every NOTIFY."""
         while True:
+            await self._subscribed.wait()
             try:
                 async with await _connect(self._url) as connection:
                     await connection.execute(f"listen {CHANNEL}")
                     self._tell(frozenset((EVERYTHING,)))  # whatever was said while nobody listened
-                    while True:
+                    while self._subscribed.is_set():
                         async for note in connection.notifies(timeout=PING_SECONDS):
+                            if not self._subscribed.is_set():
+                                break
                             if note.pid != self._own_pid:
                                 self._hear(note.payload)
                         await connection.execute("select 1")  # a half-open socket answers nothing: find out

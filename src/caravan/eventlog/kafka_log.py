@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from concurrent.futures import Future
-from itertools import islice
 
 import structlog
 
@@ -58,13 +57,14 @@ class KafkaConsumer(Member):
         wake: Wake | None = None,
         page_events_max: int = PAGE_EVENTS_MAX,
     ) -> None:
-        super().__init__(db, subscription, worker, wake=wake, page_events_max=page_events_max)
+        super().__init__(db, subscription, worker, page_events_max=page_events_max)
         self._kafka = kafka
         self._topics = sorted({event.topic for event in subscription.handlers})
         self._heard = frozenset(subscription.types)
         self._reader: Reader | None = None
         self._closing: list[Future[object]] = []
         self._taken: deque[Record] = deque()
+        self._hints = wake  # of the outbox: on Kafka nobody needs them
         self._outbox = Consumer(db, subscription, worker, page_events_max=page_events_max)
         self._trail = Trail(db, subscription.group, subscription.types)
         self._carrier = Carrier.KAFKA
@@ -76,6 +76,7 @@ class KafkaConsumer(Member):
         try:
             await super().run(stop)
         finally:
+            self._hear_hints(False)
             self._let_go()  # also where leaving took too long, or was never come to
 
     async def enter(self) -> None:
@@ -127,7 +128,7 @@ class KafkaConsumer(Member):
             self._trail_at = self._turned_at + TRAIL_SECONDS
 
     async def _turn_on_outbox(self) -> int:
-        self._on_outbox = True
+        self._hear_hints(True)
         done = await self._outbox.run_once()
         if not done and self._gone and self._reader is not None:
             await self._reader.thread.call(self._reader.begin_anew, self._gone)
@@ -140,7 +141,12 @@ class KafkaConsumer(Member):
         async with self.db.transaction(self.worker.service) as tx:
             await postgres_log.leave_group(tx, self.worker.name, self.worker.incarnation)
         self._outbox = Consumer(self.db, self.subscription, self.worker, page_events_max=self._page_max)
-        self._on_outbox = False
+        self._hear_hints(False)
+
+    def _hear_hints(self, on_outbox: bool) -> None:
+        if self._hints is not None and on_outbox is not self._on_outbox:
+            (self._hints.subscribe if on_outbox else self._hints.unsubscribe)(self._stir)
+        self._on_outbox = on_outbox
 
     # -------------------------------------------------------------- one page
 
@@ -150,7 +156,7 @@ class KafkaConsumer(Member):
         if not self._taken:
             await self._watch()
             return 0
-        page = list(islice(self._taken, self._limit(SHARE)))
+        page = self._next_page(self._limit(SHARE))
         try:
             await self._page(page)
         except Exception as error:
@@ -162,7 +168,9 @@ class KafkaConsumer(Member):
     async def _take(self) -> None:
         try:
             if self._reader is None:
-                self._reader = Reader(self._kafka, self.subscription.group, self._topics, self.worker.name)
+                self._reader = Reader(
+                    self._kafka, self.subscription.group, self._topics, self.subscription.types, self.worker.name
+                )
                 await self._reader.thread.call(self._reader.open, LOOK_SECONDS)
             self._taken.extend(await self._reader.thread.call(self._reader.take, self._page_max, TAKE_SECONDS))
         except OffsetGone as gone:
@@ -178,10 +186,20 @@ class KafkaConsumer(Member):
         if self._taken:
             self._came_at = asyncio.get_running_loop().time()
 
+    def _next_page(self, limit: int) -> list[Record]:
+        """So many records that concern us, and others' events before and between them."""
+        page: list[Record] = []
+        for record in self._taken:
+            if not limit:
+                break
+            page.append(record)
+            limit -= not record.others
+        return page
+
     async def _page(self, page: list[Record]) -> None:
         """Claim, handle, commit; then tell Kafka."""
         envelopes = self._concern_us(page)
-        if envelopes or any(record.envelope is None for record in page):
+        if envelopes or any(record.wrong is not None for record in page):
             async with self.db.transaction(self.worker.service, few=len(page) <= FEW_EVENTS_MAX) as tx:
                 await self._park_unreadable(tx, page)
                 await self._handle(tx, envelopes)
@@ -208,14 +226,14 @@ class KafkaConsumer(Member):
 
     async def _park_unreadable(self, tx: Tx, page: list[Record]) -> None:
         for record in page:
-            if record.envelope is None:
+            if record.wrong is not None:
                 await park_unreadable(
                     tx,
                     self.subscription.group,
                     kafka_records.event_id_of(record),
                     kafka_records.type_of(record),
                     kafka_records.shown(record),
-                    record.wrong or "unreadable",
+                    record.wrong,
                 )
 
     async def _isolate(self, page: list[Record], error: Exception) -> None:

@@ -6,16 +6,18 @@ at that moment. A partition without an offset starts at its beginning: by a seek
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import structlog
-from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka import Consumer as Client
 
 from caravan.eventlog.kafka_client import ASK_SECONDS, Kafka, Line, in_words, unavailable
 from caravan.eventlog.kafka_records import Record, read_record
 from caravan.eventlog.kafka_thread import ClientThread
+from caravan.events import BY_TYPE
 
 # Each topic is shared out evenly, and a student's partitions of all topics are one member's. (Others balance the number
 # of partitions: all of a busy topic may be one member's.) Since Kafka 4 the broker does it, member by member, and when
@@ -29,6 +31,10 @@ CLASSIC = {
     "heartbeat.interval.ms": 500,
 }
 CLOSE_SECONDS = 1.5  # less than a worker has for stopping
+COMMIT_SECONDS = 1.0  # how much is done again, and known, where a worker is killed
+FETCH_WAIT_MS = 1000  # how long a broker keeps a question that it has no answer to; an answer goes out at once
+BUSY_RECORDS = 64  # a poll that brought so many: more are on their way,
+GATHER_SECONDS = 0.02  # and the next one is given the time to bring them as well
 END = -1  # of a partition, asked by time
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
@@ -47,12 +53,18 @@ class OffsetGone(Exception):
 class Reader:
     """`open` it, then `take`; whatever became of that, `close` gives everything back."""
 
-    def __init__(self, kafka: Kafka, group: str, topics: Iterable[str], name: str) -> None:
+    def __init__(self, kafka: Kafka, group: str, topics: Iterable[str], types: Collection[str], name: str) -> None:
+        """`types`: what the group hears; other events that we know are not opened."""
         self.thread = ClientThread(f"kafka {name}")
         self._kafka = kafka
         self._topics = [kafka.named(topic) for topic in topics]
         self._line = Line(name)
+        self._others = frozenset(each.encode() for each in BY_TYPE.keys() - set(types))
         self._offsets: dict[Place, int] = {}  # behind what is done, of our partitions
+        self._moved: set[Place] = set()  # those that Kafka has not been told of
+        self._told_at = 0.0
+        self._found: list[Record] = []  # by this poll so far
+        self._busy = False
         self._ours: set[Place] = set()
         self._config = kafka.common(
             self._line,
@@ -62,7 +74,7 @@ class Reader:
                 "enable.auto.offset.store": False,
                 "auto.offset.reset": "error",
                 **(CLASSIC if kafka.settings.kafka_group_protocol == "classic" else CONSUMER),
-                "fetch.wait.max.ms": 200,
+                "fetch.wait.max.ms": FETCH_WAIT_MS,
                 "queued.min.messages": 2000,
                 "topic.metadata.refresh.interval.ms": 30_000,
                 "allow.auto.create.topics": False,
@@ -84,13 +96,31 @@ class Reader:
         return self._open
 
     def take(self, limit: int, seconds: float) -> list[Record]:
-        """What is there, at most `limit`; waits up to `seconds` for the first. Raises KafkaUnavailable, OffsetGone."""
+        """What is there, at most `limit` records, and what others hear between them; waits `seconds` for one.
+
+        Raises KafkaUnavailable, OffsetGone.
+        """
+        self._tell_if_due()
+        self._found = []
         try:
             first = self._client.poll(seconds)
-            # (consume alone would wait for `limit` records.)
-            messages = [] if first is None else [first, *self._client.consume(limit - 1, 0)] if limit > 1 else [first]
+            messages = [] if first is None else [first]
+            until = time.monotonic() + (GATHER_SECONDS if self._busy else 0)
+            while messages:
+                self._found += self._read(messages)
+                wanted = limit - sum(not record.others for record in self._found)
+                if wanted <= 0:
+                    break
+                # (It waits for `wanted` records, also where few come.)
+                messages = self._client.consume(wanted, max(0, until - time.monotonic()))
         except KafkaException as error:
             raise unavailable(error, self._line.last) from None
+        self._busy = len(self._found) >= BUSY_RECORDS
+        if self._found:
+            self._line.well()
+        return self._found
+
+    def _read(self, messages: list[Message]) -> list[Record]:
         records: list[Record] = []
         for message in messages:
             if (error := message.error()) is not None:
@@ -102,20 +132,18 @@ class Reader:
             assert offset is not None
             if (topic, partition) in self._ours:  # else it was revoked while we polled
                 headers: Any = message.headers()
-                records.append(read_record(topic, partition, offset, message.key(), message.value(), headers))
-        if records:
-            self._line.well()
+                key, value = message.key(), message.value()
+                records.append(read_record(topic, partition, offset, key, value, headers, self._others))
         return records
 
     def done(self, records: Iterable[Record]) -> None:
-        """Their effects are durable: tell Kafka, without waiting; on leaving a partition it is told again."""
-        moved: set[Place] = set()
+        """Their effects are durable: Kafka is told soon, without waiting; on leaving a partition it is told again."""
         for record in records:
             place = (record.topic, record.partition)
             if place in self._ours:
                 self._offsets[place] = record.offset + 1
-                moved.add(place)
-        self._commit(moved, wait=False)
+                self._moved.add(place)
+        self._tell_if_due()
 
     def behind(self, seconds: float = ASK_SECONDS) -> int:
         """How many records of our partitions are still to come. Raises KafkaUnavailable."""
@@ -138,6 +166,7 @@ class Reader:
 
     def begin_anew(self, places: list[Place]) -> None:
         """From the oldest record that Kafka has. Raises KafkaUnavailable."""
+        self._let_offsets_go(places)
         try:
             for topic, partition in places:
                 low, _high = self._client.get_watermark_offsets(
@@ -163,6 +192,14 @@ class Reader:
         self._client.close()
 
     # -------------------------------------------------------------- within
+
+    def _tell_if_due(self) -> None:
+        """A commit per page would be a tenth of what a busy broker does for us."""
+        now = time.monotonic()
+        if self._moved and now >= self._told_at + COMMIT_SECONDS:
+            self._told_at = now
+            moved, self._moved = self._moved, set()
+            self._commit(moved, wait=False)
 
     def _commit(self, places: set[Place], *, wait: bool) -> None:
         offsets = [TopicPartition(*place, self._offsets[place]) for place in places if place in self._offsets]
@@ -202,8 +239,14 @@ class Reader:
         self._forget({(each.topic, each.partition) for each in lost})
 
     def _forget(self, places: set[Place]) -> None:
+        """Also what this poll has found there: it comes to whoever has them now, perhaps to us again, in order."""
         self._ours -= places
+        self._found = [each for each in self._found if (each.topic, each.partition) not in places]
+        self._let_offsets_go(places)
+
+    def _let_offsets_go(self, places: Iterable[Place]) -> None:
         for place in places:
+            self._moved.discard(place)
             self._offsets.pop(place, None)
 
     def _judge(self, error: KafkaError, message: Any) -> None:

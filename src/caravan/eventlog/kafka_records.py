@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Container, Mapping
 from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 import msgspec
 
 from caravan.eventlog.codec import Envelope, Unreadable, decode_envelope
+from caravan.ids import uuid_text
 
 # Our fields' names are those of the attributes. The trace context travels under its own name, as tracers expect.
 ATTRIBUTES = (
@@ -25,14 +25,15 @@ ATTRIBUTES = (
     "dataversion",
     "specversion",
 )
+HEADERS = tuple((name, f"ce_{name}") for name in ATTRIBUTES)
 JSON = b"application/json"
 STRUCTURED = b"application/cloudevents+json"
 SHOWN_BYTES_MAX = 100_000  # of an unreadable record, in its dead letter
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """What a poll brought. `envelope` is None where the bytes are no event; then `wrong` says why."""
+class Record(msgspec.Struct, frozen=True):
+    """What a poll brought. `envelope` is None where the bytes are no event, then `wrong` says why; and where it is one
+    that others hear."""
 
     topic: str
     partition: int
@@ -43,16 +44,31 @@ class Record:
     envelope: Envelope | None = None
     wrong: str | None = None
 
+    @property
+    def others(self) -> bool:
+        return self.envelope is None and self.wrong is None
+
 
 def headers_of(envelope: Envelope) -> list[tuple[str, bytes]]:
     """An envelope's attributes as headers; its data is the record's value, `partitionkey` its key."""
-    values: dict[str, Any] = msgspec.to_builtins(envelope)
     headers = [
-        (f"ce_{name}", str(values[name]).encode()) for name in ATTRIBUTES if values[name] is not None
+        ("ce_id", uuid_text(envelope.id).encode()),
+        ("ce_source", envelope.source.encode()),
+        ("ce_type", envelope.type.encode()),
+        ("ce_subject", envelope.subject.encode()),
+        ("ce_time", msgspec.to_builtins(envelope.time).encode()),
+        ("ce_partitionkey", envelope.partitionkey.encode()),
+        ("ce_dataversion", b"%d" % envelope.dataversion),
+        ("ce_specversion", envelope.specversion.encode()),
+        ("content-type", JSON),
     ]
+    if envelope.correlationid is not None:
+        headers.append(("ce_correlationid", envelope.correlationid.encode()))
+    if envelope.causationid is not None:
+        headers.append(("ce_causationid", uuid_text(envelope.causationid).encode()))
     if envelope.traceparent:
         headers.append(("traceparent", envelope.traceparent.encode()))
-    return [*headers, ("content-type", JSON)]
+    return headers
 
 
 def value_of(envelope: Envelope) -> bytes:
@@ -66,31 +82,30 @@ def read_record(
     key: bytes | None,
     value: bytes | None,
     headers: list[tuple[str, bytes | None]] | None,
+    others: Container[bytes | None] = (),
 ) -> Record:
-    """Whatever stands there; never raises."""
+    """Whatever stands there; never raises. `others`: types of events that are not worth opening here."""
     given = {name: content for name, content in headers or () if content is not None}
-    record = Record(topic, partition, offset, key, value, given)
+    if given.get("ce_type") in others:
+        return Record(topic, partition, offset, key, value, given)
     try:
-        envelope = _envelope(record)
+        envelope = _envelope(key, value or b"", given)
     except (Unreadable, UnicodeError, ValueError, RecursionError) as error:
-        return replace(record, wrong=str(error).replace("\x00", "")[:500])
-    return replace(record, envelope=envelope)
+        return Record(topic, partition, offset, key, value, given, wrong=str(error).replace("\x00", "")[:500])
+    return Record(topic, partition, offset, key, value, given, envelope)
 
 
-def _envelope(record: Record) -> Envelope:
-    value = record.value or b""
-    if b"\\u0000" in value or any(b"\x00" in content for content in record.headers.values()):
+def _envelope(key: bytes | None, value: bytes, headers: Mapping[str, bytes]) -> Envelope:
+    if b"\\u0000" in value or b"\x00" in b"".join(headers.values()):
         raise Unreadable("MALFORMED", "it holds a NUL character, which PostgreSQL's text cannot")
-    if record.headers.get("content-type", b"").startswith(STRUCTURED):
+    if headers.get("content-type", b"").startswith(STRUCTURED):
         return decode_envelope(value)
-    attributes: dict[str, Any] = {
-        name: record.headers[f"ce_{name}"].decode() for name in ATTRIBUTES if f"ce_{name}" in record.headers
-    }
+    attributes: dict[str, Any] = {name: headers[header].decode() for name, header in HEADERS if header in headers}
     if not attributes:
         raise Unreadable("MALFORMED", "it has no ce_ headers: it is no CloudEvent")
-    trace = record.headers.get("traceparent") or record.headers.get("ce_traceparent")
+    trace = headers.get("traceparent") or headers.get("ce_traceparent")
     attributes["traceparent"] = trace.decode() if trace else None
-    attributes.setdefault("partitionkey", (record.key or b"").decode())
+    attributes.setdefault("partitionkey", (key or b"").decode())
     attributes["data"] = msgspec.json.decode(value)
     return msgspec.convert(attributes, Envelope, strict=False)
 
