@@ -134,6 +134,37 @@ async def test_home_is_entered_where_it_is_missing_and_it_goes_on(console: Conso
     assert (await console.shop.why(payment)).stage == "scheduled"
 
 
+async def test_another_slot_says_what_was_set_and_what_came_of_it(console: Console) -> None:
+    shop = console.shop
+    await shop.bought(slot="6:00 AM")
+    await shop.work()
+    times = await shop.rows("select * from trainer_time")
+    await shop.run("delete from trainer_time")
+    payment = await shop.bought(slot="11:00 PM")
+    await shop.work()
+    press = f"payments/{payment}/mend_purchase"
+
+    nothing = await console.press(press, time_slot=" ", start_date="")
+    assert (nothing.status_code, "Choose another slot, another start, or both" in nothing.text) == (422, True)
+    assert await shop.rows("select from audit_log") == []
+    assert await shop.rows("select from student_course_purchases where slot_start = '23:00'") != []
+
+    clash = await console.pressed(press, time_slot="6 AM")
+    said = "Slot 11:00 PM → 6:00 AM, start"
+    assert "Done." not in clash
+    assert said in text_of(clash)
+    assert "it still waits, because the student has other sessions at these times. They are of Robotics, 6:00 AM." in clash
+
+    assert "it still waits, because no trainer is free" in await console.pressed(press, time_slot="9 AM")
+    for time in times:
+        await shop.run("insert into trainer_time values (%(trainer_id)s, %(open)s, %(computed_at)s)", **time)
+    booked = text_of(await console.pressed(press, time_slot="10 AM"))
+    assert "Done. mend purchase: seen on the console. Slot 9:00 AM → 10:00 AM, start" in booked
+    assert "as before. Ravi is booked." in booked
+    assert said in booked  # the timeline keeps it
+    assert await shop.violations() == []
+
+
 async def test_one_zone_on_the_page_of_a_purchase(console: Console) -> None:
     payment = await console.shop.bought()
     page = text_of(await console.page(f"/purchases/{payment}"))

@@ -38,6 +38,7 @@ from caravan.web.schemas import QueryText, Storable
 PAGE_LINES: Final = 50
 UNCLAIMED_SHOWN: Final = 20
 WAITS: Final = "waits"  # what a page is told of a repair that could move nothing
+CHOSEN_WAITS: Final = "chosen_waits"  # of another slot at which it still waits
 
 
 async def read_banners(request: Request, db: Db) -> None:
@@ -135,7 +136,8 @@ async def _purchase(
 ) -> Response:
     async with db.transaction(SOURCE, read_only=True) as tx:
         detail = await get_detail(tx, some_id, local=True)
-        by_hand = [moment for moment in detail.timeline if moment.kind == "by hand"]
+        by_hand = [moment.said for moment in detail.timeline if moment.kind == "by hand"]
+        said = by_hand[-1] if done and by_hand else ""
         return show(
             request,
             actor,
@@ -144,10 +146,17 @@ async def _purchase(
             detail=detail,
             line=detail.line,
             finding=detail.line.finding,
-            done=by_hand[-1].said if done and done != WAITS and by_hand else "",
-            waits=still_waits(detail.line.finding.reason) if done == WAITS and detail.line.finding.reason else "",
+            done=said if done not in (WAITS, CHOSEN_WAITS) else "",
+            waits=_still(done, said, detail.line.finding.reason),
             now=tx.now,
         )
+
+
+def _still(done: str, said: str, reason: str | None) -> str:
+    """What a page says of a button after which it waits on."""
+    if done == CHOSEN_WAITS:
+        return said
+    return still_waits(reason) if done == WAITS and reason else ""
 
 
 @router.get("/dead-letters")
@@ -262,9 +271,16 @@ async def press(
         if problem.status == 404:
             raise
         return await _purchase(request, actor, db, payment_id, problem=problem)
-    waits = isinstance(answer, Repaired) and answer.still_waits
-    said = WAITS if waits else button.replace("-", "_")
-    return RedirectResponse(f"/admin/purchases/{payment_id}?done={said}", status_code=303)
+    return RedirectResponse(f"/admin/purchases/{payment_id}?done={_came_of(button, answer)}", status_code=303)
+
+
+def _came_of(button: str, answer: Any) -> str:
+    """What the page is told of a button that was pressed."""
+    if isinstance(answer, Repaired) and answer.still_waits:
+        return WAITS
+    if isinstance(answer, placing.Mended) and answer.still_waits:
+        return CHOSEN_WAITS
+    return button.replace("-", "_")
 
 
 class NoSuchButton(DomainError):
@@ -298,9 +314,9 @@ async def _refuse_stale(tx: Tx, payment_id: UUID, refunded_cents: str) -> None:
 
 async def _mend_purchase(
     tx: Tx, actor: Actor, payment_id: UUID, note: str, time_slot: str, start_date: date | None, notice: timedelta
-) -> None:
+) -> placing.Mended:
     detail = await get_detail(tx, payment_id)
-    await placing.mend_purchase(
+    return await placing.mend_purchase(
         tx,
         actor,
         detail.line.finding.purchase_id or payment_id,
