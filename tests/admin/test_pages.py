@@ -197,8 +197,46 @@ async def test_refund_a_part_but_not_twice_by_the_same_form(console: Console) ->
     assert again.status_code == 409
     assert "has changed since this page was made" in again.text
     await console.shop.work()
-    text = text_of(await console.pressed(f"payments/{payment}/refund", refunded_cents="24000"))
+    text = text_of(await console.page(f"/purchases/{payment}"))
+    assert "₹3,360 is left of this payment." in text
+    assert "All of it: ₹3,360; the purchase ends" in text
+    text = text_of(await console.pressed(f"payments/{payment}/refund", refunded_cents="24000", all_of_it="yes"))
     assert "The money was given back." in text
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"amount": " "},
+        {"sessions": "2"},
+        {"as_coins": "yes"},
+        {"amount": "5", "sessions": "0", "all_of_it": "yes"},
+        {"sessions": "2", "all_of_it": "yes"},
+    ],
+)
+async def test_all_of_it_goes_back_only_when_that_is_said(console: Console, fields: dict[str, str]) -> None:
+    payment = await console.shop.bought()
+    refused = await console.press(f"payments/{payment}/refund", refunded_cents="0", **fields)
+    assert (refused.status_code, "Say how much of it goes back" in refused.text) == (422, True)
+    assert pages.RefundUnclear.code == "REFUND_AMOUNT_REQUIRED"
+    assert await console.shop.rows("select from refunds") == []
+    assert await console.shop.rows("select from audit_log") == []
+
+
+async def test_the_one_button_of_a_refund_says_how_much(console: Console) -> None:
+    first = await console.shop.buy()
+    second = await console.shop.buy(again=True, slot="8:00 AM")
+    await console.shop.run(
+        "update payments set checkout_id = (select checkout_id from payments where id = %(first)s)", first=first
+    )
+    await console.shop.pay(first)
+    await console.shop.pay(second)
+    for page in (await console.page("/waiting?reason=PAID_TWICE"), await console.page(f"/purchases/{second}")):
+        assert "Refund the second payment: ₹3,600</button>" in page
+        assert '<input type="hidden" name="all_of_it" value="yes">' in page
+    await console.pressed(f"payments/{second}/refund", refunded_cents="0", all_of_it="yes", as_coins="yes")
+    assert await console.shop.rows("select amount_cents from refunds") == [{"amount_cents": 360000}]
 
 
 @pytest.mark.parametrize(

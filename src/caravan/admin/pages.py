@@ -17,7 +17,7 @@ from caravan.admin.forms import read_cents, read_count, read_date, read_degrees,
 from caravan.admin.overview import get_overview, sum_undelivered
 from caravan.db import Tx
 from caravan.deliveries import Stage
-from caravan.errors import Conflict, DomainError
+from caravan.errors import Conflict, DomainError, Invalid
 from caravan.eventlog.carrier import get_carrier
 from caravan.eventlog.dead_letters import list_dead_letters
 from caravan.eventlog.lag import list_lag
@@ -65,6 +65,12 @@ class ChangedMeanwhile(Conflict):
     """The payment has changed since this page was made: look at it again."""
 
     code = "CHANGED_MEANWHILE"
+
+
+class RefundUnclear(Invalid):
+    """Say how much of it goes back, or choose all of it: one of the two. Nothing was refunded."""
+
+    code = "REFUND_AMOUNT_REQUIRED"
 
 
 def show(
@@ -204,6 +210,7 @@ async def press(
     note: Text = "",
     amount: Text = "",
     sessions: Text = "",
+    all_of_it: Text = "",
     as_coins: Text = "",
     refunded_cents: Text = "",
     session_count: Text = "",
@@ -221,6 +228,8 @@ async def press(
         starts = read_date(start_date)
         cents, taken = read_cents(amount), read_sessions(sessions)
         count = read_count(session_count)
+        if button == "refund":
+            _refuse_unclear(cents, taken, all_of_it)
 
         async def work(tx: Tx) -> Any:
             match button:
@@ -304,6 +313,13 @@ BUTTONS: Final = {
 }
 
 GET_REFUNDED = "select refunded_cents from payments where id = %(payment_id)s for update"
+
+
+def _refuse_unclear(cents: int | None, sessions: list[int] | int | None, all_of_it: str) -> None:
+    """An empty field must not end a purchase. Programs may leave the amount out: they mean it."""
+    part = cents is not None
+    if part == bool(all_of_it) or (sessions is not None and not part):
+        raise RefundUnclear
 
 
 async def _refuse_stale(tx: Tx, payment_id: UUID, refunded_cents: str) -> None:

@@ -27,6 +27,7 @@ class Listed:
     student_name: str | None
     title: str | None
     amount_cents: int
+    refunded_cents: int
     currency: str
     created_at: datetime
     captured_at: datetime | None
@@ -179,6 +180,7 @@ async def list_lines(tx: Tx, payment_ids: Sequence[UUID], *, local: bool = False
             student_name=names[facts.payment_id]["student_name"],
             title=names[facts.payment_id]["title"],
             amount_cents=facts.captured_cents if facts.captured_cents is not None else facts.amount_cents,
+            refunded_cents=facts.refunded_cents,
             currency=facts.currency,
             created_at=facts.created_at,
             captured_at=facts.captured_at,
