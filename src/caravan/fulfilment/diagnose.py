@@ -303,9 +303,17 @@ def _checklist(facts: Facts) -> list[str]:
         lines.append(_allocation_line(facts))
         lines.append(
             f"Sessions of {facts.total}: {facts.scheduled} scheduled, {facts.completed} completed,"
-            f" {facts.student_absent} missed by the student, {facts.refunded} refunded, {facts.owed} owed."
+            f" {facts.student_absent} missed by the student, {_refunded(facts)} refunded, {facts.owed} owed."
         )
     return lines
+
+
+def _refunded(facts: Facts) -> int:
+    """Of a purchase that ended with its refund, all that was not held: no refund names those."""
+    if facts.stage != Stage.REFUNDED:
+        return facts.refunded or 0
+    held = (facts.scheduled or 0) + (facts.completed or 0) + (facts.student_absent or 0)
+    return (facts.total or 0) - held - (facts.owed or 0)
 
 
 def _payment_line(facts: Facts) -> str:
