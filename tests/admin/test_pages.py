@@ -165,6 +165,17 @@ async def test_another_slot_says_what_was_set_and_what_came_of_it(console: Conso
     assert await shop.violations() == []
 
 
+async def test_an_allocation_is_shown_with_when_it_was_approved(console: Console) -> None:
+    payment = await console.shop.bought()
+    await console.shop.work()
+    await console.shop.run("update trainer_allocations set created_at = '2026-01-02T01:00:00Z'")
+    await console.shop.run("update bookings set created_at = '2026-01-02T03:04:05Z'")
+    await console.shop.run("update student_course_purchases set slot_start = '07:00'")
+    page = text_of(await console.page(f"/purchases/{payment}"))
+    assert "Allocation approved Ravi, 2 Jan 2026, 08:34:05.000 IST" in page
+    assert re.search(r"20\d\d \(sold: 6:00 AM", page)
+
+
 async def test_one_zone_on_the_page_of_a_purchase(console: Console) -> None:
     payment = await console.shop.bought()
     page = text_of(await console.page(f"/purchases/{payment}"))
