@@ -71,7 +71,10 @@ async def test_the_checkout_follows_the_road(db: Database, client: httpx2.AsyncC
     address = f"/checkout/{road.payment_id}"
     page = await read(client, address)
     assert f'data-confirm="{road.payment_id}"' in page
-    assert "Not paid yet" in await read(client, "/home")
+    home = await read(client, "/home")
+    assert "Not paid yet" in home
+    assert "3 sessions at 6:00 AM, from " in home
+    assert ", online" in home
     async with db.transaction() as tx:
         await tx.execute("update payments set status = 'failed'")
     assert "Nothing was taken" in await read(client, address)
