@@ -58,7 +58,7 @@ Text = Annotated[str, Form(max_length=2000), Storable]
 Choice = Annotated[str, Query(pattern="^[A-Za-z_]{0,60}$")]
 Place = Annotated[str, Query(max_length=200)]
 
-environment.filters["reason"] = reason_words
+environment.filters.update(reason=reason_words, here=wording.here)
 
 
 class ChangedMeanwhile(Conflict):
