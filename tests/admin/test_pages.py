@@ -153,7 +153,8 @@ async def test_another_slot_says_what_was_set_and_what_came_of_it(console: Conso
     said = "Slot 11:00 PM → 6:00 AM, start"
     assert "Done." not in clash
     assert said in text_of(clash)
-    assert "it still waits, because the student has other sessions at these times. They are of Robotics, 6:00 AM." in clash
+    why = "it still waits, because the student has other sessions at these times. They are of Robotics, 6:00 AM."
+    assert why in clash
 
     assert "it still waits, because no trainer is free" in await console.pressed(press, time_slot="9 AM")
     for time in times:

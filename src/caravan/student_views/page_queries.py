@@ -82,8 +82,8 @@ async def get_checkout(tx: Tx, payment_id: UUID) -> Row:
 
 # What a student began to buy and hasn't paid: the newest attempt of each open checkout.
 LIST_UNPAID = """
-select distinct on (o.id) p.id as payment_id, p.status, p.amount_cents, p.currency, coalesce(c.title, 'Course') as title,
-       o.sessions, o.learning_mode, o.group_size, o.slot_start, o.start_date
+select distinct on (o.id) p.id as payment_id, p.status, p.amount_cents, p.currency,
+       coalesce(c.title, 'Course') as title, o.sessions, o.learning_mode, o.group_size, o.slot_start, o.start_date
 from checkouts o join payments p on p.checkout_id = o.id left join courses c on c.id = o.course_id
 where o.student_id = %(student_id)s and o.paid_by is null and o.expires_at > %(now)s and p.captured_at is null
 order by o.id, p.created_at desc
