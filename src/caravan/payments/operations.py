@@ -198,7 +198,7 @@ def _names_of_open(checkout: dict[str, Any]) -> dict[str, object]:
         "sessionCount": checkout["sessions"],
         "learningMode": checkout["learning_mode"],
         "groupSize": checkout["group_size"],
-        "startDate": str(checkout["start_date"]),
+        "startDate": checkout["start_date"].isoformat() if checkout["start_date"] else None,
         "amountCents": checkout["amount_cents"],
         "currency": checkout["currency"],
     }
