@@ -40,7 +40,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "POST /api/v1/admin/pauses/resume": {"stage": "allocated", "courseId": "{course_id}", **NOTE},
     "POST /api/v1/admin/repairs": {"reason": "STAGE_PAUSED", **NOTE},
     "POST /api/v1/admin/unclaimed/dealt-with": {"provider": "sandbox", "eventId": "msg_nothing", **NOTE},
-    "POST /admin/pauses": {"stage": "allocated", "city": "Pune", **NOTE},
+    "POST /admin/pauses": {"stage": "allocated", "course_id": "*", "city": "Pune", **NOTE},
     "POST /admin/pauses/resume": {"stage": "allocated", "city": "Pune", **NOTE},
     "POST /api/v1/admin/trainers/{trainer_id}/absences": {
         "startsAt": "2027-01-01T00:00:00Z", "endsAt": "2027-01-02T00:00:00Z", **NOTE,

@@ -233,8 +233,8 @@ def _with_real_ids(body: Any, ids: dict[str, Any], dice: random.Random) -> Any:
 # ------------------------------------------------------------------ the pages' forms
 
 FIELDS = (
-    "note", "amount", "sessions", "as_coins", "refunded_cents", "session_count", "time_slot", "start_date", "email",
-    "password", "next",
+    "note", "amount", "sessions", "all_of_it", "as_coins", "refunded_cents", "session_count", "time_slot", "start_date",
+    "email", "password", "next",
 )  # fmt: skip
 QUERIES = ("student", "q", "stage", "reason", "cursor", "done", "next", "v")
 GOOD = ("by the proof", "2", "#1 #2", "1,200.50", "2027-01-09", "6:00 AM", "0", "asha@example.com", "/home", "paid", "")

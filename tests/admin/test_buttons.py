@@ -389,6 +389,19 @@ async def test_a_part_that_takes_all_sessions_leaves_nothing_owed(desk: Desk, wo
     assert await desk.shop.violations() == []
 
 
+async def test_a_part_and_then_the_rest_add_up_to_what_was_bought(desk: Desk) -> None:
+    payment = await desk.shop.bought()
+    await desk.shop.work()
+    await desk.do("POST", f"payments/{payment}/refund", NOTE | {"amountCents": 12000, "sessions": 1})
+    await desk.shop.work()
+    assert (await desk.get(f"purchases/{payment}"))["sessionCounts"]["refunded"] == 1
+    await desk.do("POST", f"payments/{payment}/refund", NOTE)
+    await desk.shop.work()
+    counts = (await desk.get(f"purchases/{payment}"))["sessionCounts"]
+    assert (counts["refunded"], counts["owed"], counts["scheduled"]) == (30, 0, 0)
+    assert await desk.shop.violations() == []
+
+
 async def test_a_refund_sent_twice_with_one_key_gives_money_back_once(desk: Desk) -> None:
     payment = await desk.shop.bought()
     part = NOTE | {"amountCents": 120000, "sessions": 10}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from uuid import UUID
 
 import pytest
 
@@ -121,6 +122,37 @@ async def test_search_by_anything(desk: Desk) -> None:
     for text in ["nobody", "a%a", str(new_id())]:
         assert (await desk.get("purchases", q=text))["items"] == []
     assert len((await desk.get("purchases", q=str(desk.shop.course)))["items"]) == 2
+
+
+async def test_search_by_words_in_any_order(desk: Desk) -> None:
+    await desk.shop.run("update students set name = 'Asha Devi Rao'")
+    payment = await desk.shop.bought()
+    for text in ("Rao Asha", "  rao   ASHA ", "dev rao"):
+        items = (await desk.get("purchases", q=text))["items"]
+        assert [item["paymentId"] for item in items] == [str(payment)], text
+    for text in ("Rao Bela", "Asha % Rao"):
+        assert (await desk.get("purchases", q=text))["items"] == []
+
+
+async def test_search_by_the_first_characters_of_an_id(desk: Desk) -> None:
+    mine = UUID("5eed0000-1111-7000-8000-000000000001")
+    await desk.shop.buy(payment_id=mine)
+    await desk.shop.pay(mine)
+    await desk.shop.work()
+    async with desk.shop.db.transaction() as tx:
+        somebody = await a_student(tx, "Bela", student_id=UUID("abcdef01-2222-7000-8000-000000000001"))
+    other = await desk.shop.bought(student=somebody)
+    purchase = (await desk.get(f"purchases/{mine}"))["purchaseId"]
+    for text, payment in [
+        ("5eed00", mine), ("5EED0000-11", mine), (purchase[:-1], mine), ("abcdef", other), ("abcdef01-2222", other),
+    ]:  # fmt: skip
+        items = (await desk.get("purchases", q=text))["items"]
+        assert [item["paymentId"] for item in items] == [str(payment)], text
+    for text in ("5eed0", "5eed01", "00-1111-7000", "5eed00zz"):
+        assert (await desk.get("purchases", q=text))["items"] == [], text
+    assert (await desk.get("purchases", q="5eed00", stage="paid"))["items"] == []
+    first = await desk.get("purchases", q=str(other)[:6], limit=1)
+    assert len(first["items"]) == 1
 
 
 async def test_lists_by_stage_and_reason(desk: Desk) -> None:

@@ -134,6 +134,49 @@ async def test_home_is_entered_where_it_is_missing_and_it_goes_on(console: Conso
     assert (await console.shop.why(payment)).stage == "scheduled"
 
 
+async def test_another_slot_says_what_was_set_and_what_came_of_it(console: Console) -> None:
+    shop = console.shop
+    await shop.bought(slot="6:00 AM")
+    await shop.work()
+    times = await shop.rows("select * from trainer_time")
+    await shop.run("delete from trainer_time")
+    payment = await shop.bought(slot="11:00 PM")
+    await shop.work()
+    press = f"payments/{payment}/mend_purchase"
+
+    nothing = await console.press(press, time_slot=" ", start_date="")
+    assert (nothing.status_code, "Choose another slot, another start, or both" in nothing.text) == (422, True)
+    assert await shop.rows("select from audit_log") == []
+    assert await shop.rows("select from student_course_purchases where slot_start = '23:00'") != []
+
+    clash = await console.pressed(press, time_slot="6 AM")
+    said = "Slot 11:00 PM → 6:00 AM, start"
+    assert "Done." not in clash
+    assert said in text_of(clash)
+    why = "it still waits, because the student has other sessions at these times. They are of Robotics, 6:00 AM."
+    assert why in clash
+
+    assert "it still waits, because no trainer is free" in await console.pressed(press, time_slot="9 AM")
+    for time in times:
+        await shop.run("insert into trainer_time values (%(trainer_id)s, %(open)s, %(computed_at)s)", **time)
+    booked = text_of(await console.pressed(press, time_slot="10 AM"))
+    assert "Done. mend purchase: seen on the console. Slot 9:00 AM → 10:00 AM, start" in booked
+    assert "as before. Ravi is booked." in booked
+    assert said in booked  # the timeline keeps it
+    assert await shop.violations() == []
+
+
+async def test_an_allocation_is_shown_with_when_it_was_approved(console: Console) -> None:
+    payment = await console.shop.bought()
+    await console.shop.work()
+    await console.shop.run("update trainer_allocations set created_at = '2026-01-02T01:00:00Z'")
+    await console.shop.run("update bookings set created_at = '2026-01-02T03:04:05Z'")
+    await console.shop.run("update student_course_purchases set slot_start = '07:00'")
+    page = text_of(await console.page(f"/purchases/{payment}"))
+    assert "Allocation approved Ravi, 2 Jan 2026, 08:34:05.000 IST" in page
+    assert re.search(r"20\d\d \(sold: 6:00 AM", page)
+
+
 async def test_one_zone_on_the_page_of_a_purchase(console: Console) -> None:
     payment = await console.shop.bought()
     page = text_of(await console.page(f"/purchases/{payment}"))
@@ -166,8 +209,46 @@ async def test_refund_a_part_but_not_twice_by_the_same_form(console: Console) ->
     assert again.status_code == 409
     assert "has changed since this page was made" in again.text
     await console.shop.work()
-    text = text_of(await console.pressed(f"payments/{payment}/refund", refunded_cents="24000"))
+    text = text_of(await console.page(f"/purchases/{payment}"))
+    assert "₹3,360 is left of this payment." in text
+    assert "All of it: ₹3,360; the purchase ends" in text
+    text = text_of(await console.pressed(f"payments/{payment}/refund", refunded_cents="24000", all_of_it="yes"))
     assert "The money was given back." in text
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"amount": " "},
+        {"sessions": "2"},
+        {"as_coins": "yes"},
+        {"amount": "5", "sessions": "0", "all_of_it": "yes"},
+        {"sessions": "2", "all_of_it": "yes"},
+    ],
+)
+async def test_all_of_it_goes_back_only_when_that_is_said(console: Console, fields: dict[str, str]) -> None:
+    payment = await console.shop.bought()
+    refused = await console.press(f"payments/{payment}/refund", refunded_cents="0", **fields)
+    assert (refused.status_code, "Say how much of it goes back" in refused.text) == (422, True)
+    assert pages.RefundUnclear.code == "REFUND_AMOUNT_REQUIRED"
+    assert await console.shop.rows("select from refunds") == []
+    assert await console.shop.rows("select from audit_log") == []
+
+
+async def test_the_one_button_of_a_refund_says_how_much(console: Console) -> None:
+    first = await console.shop.buy()
+    second = await console.shop.buy(again=True, slot="8:00 AM")
+    await console.shop.run(
+        "update payments set checkout_id = (select checkout_id from payments where id = %(first)s)", first=first
+    )
+    await console.shop.pay(first)
+    await console.shop.pay(second)
+    for page in (await console.page("/waiting?reason=PAID_TWICE"), await console.page(f"/purchases/{second}")):
+        assert "Refund the second payment: ₹3,600</button>" in page
+        assert '<input type="hidden" name="all_of_it" value="yes">' in page
+    await console.pressed(f"payments/{second}/refund", refunded_cents="0", all_of_it="yes", as_coins="yes")
+    assert await console.shop.rows("select amount_cents from refunds") == [{"amount_cents": 360000}]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import httpx2
 import pytest
 
 from caravan.admin import pages, routes, worst_day_pages, worst_day_routes
+from caravan.admin.forms import ScopeMissing
 from caravan.apps.subscriptions import BY_GROUP
 from caravan.db import Database
 from caravan.fulfilment.reconciler import Reconciler
@@ -75,7 +76,7 @@ async def test_support_sees_pauses_and_presses_none(desk: Desk) -> None:
 
 
 async def test_every_page_says_what_is_paused(console: Console) -> None:
-    page = text_of(await console.pressed("pauses", stage="allocated", city="Delhi"))
+    page = text_of(await console.pressed("pauses", stage="allocated", course_id="*", city="Delhi"))
     assert "allocated is paused in Delhi: no sessions are scheduled." in page
     for path in ("", "/waiting", "/purchases", "/workers", "/repairs"):
         page = text_of(await console.page(path))
@@ -87,10 +88,24 @@ async def test_every_page_says_what_is_paused(console: Console) -> None:
     page = text_of(await console.page(f"/purchases/{payment}"))
     assert "STAGE_PAUSED" in page
     assert "1 payment waits for it" in page
-    refused = await console.press("pauses", stage="allocated", city="Delhi")
+    refused = await console.press("pauses", stage="allocated", course_id="*", city="Delhi")
     assert refused.status_code == 409
     await console.pressed("pauses/resume", stage="allocated", city="Delhi")
     assert "Nothing is paused" in text_of(await console.page("/pauses"))
+
+
+@pytest.mark.parametrize("left_out", ["course_id", "city"])
+async def test_everything_is_paused_only_where_that_was_chosen(console: Console, left_out: str) -> None:
+    chosen = {"stage": "purchased", "course_id": "*", "city": "*"}
+    refused = await console.press("pauses", **chosen | {left_out: " "})
+    assert (refused.status_code, "all courses and everywhere are choices too" in refused.text) == (422, True)
+    assert ScopeMissing.code == "SCOPE_REQUIRED"
+    assert "Nothing is paused" in text_of(await console.page("/pauses"))
+    page = text_of(await console.pressed("pauses", **chosen))
+    assert "purchased is paused: no trainers are allocated." in page
+    assert " IST" in page
+    assert " UTC" not in page
+    await console.pressed("pauses/resume", stage="purchased", course_id="", city="")
 
 
 async def test_a_later_start_is_agreed_on_the_console(console: Console) -> None:

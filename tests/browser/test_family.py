@@ -107,6 +107,28 @@ async def test_a_second_order_of_the_same_is_led_to_the_first(site: Site, page: 
     await expect(page).to_have_url(first)
 
 
+async def test_other_terms_than_those_of_the_open_order_can_be_ordered_too(site: Site, page: Page) -> None:
+    await sign_in(page)
+    await begin_to_buy(page)
+    first = page.url
+    await page.goto(f"/courses/{site.robotics}")
+    await page.get_by_label(re.compile(r"\b10 sessions")).check()
+    await page.get_by_label("At home").check()
+    await page.get_by_role("button", name="Buy").click()
+    await expect(page.get_by_text("already (30 sessions, online, ₹3,600).")).to_be_visible()
+    link = page.get_by_role("link", name="Go on with that order")
+    await expect(link).to_have_attribute("href", re.compile(first[-36:]))
+    await screenshot(page, "order-open")
+    await page.get_by_role("button", name="Order it again with what I chose now").click()
+    await expect(page).to_have_url(re.compile("/checkout/"))
+    assert page.url != first
+    await expect(page.get_by_text(re.compile("10 sessions at 6:00 AM.*at home"))).to_be_visible()
+    await page.goto("/home")
+    await expect(page.get_by_text("₹1,500 to pay.")).to_be_visible()
+    await expect(page.get_by_text(re.compile("10 sessions at 6:00 AM.*at home"))).to_be_visible()
+    await screenshot(page, "home-two-unpaid")
+
+
 async def test_every_page_fits_a_phone(site: Site, page: Page) -> None:
     await sign_in(page)
     await begin_to_buy(page)

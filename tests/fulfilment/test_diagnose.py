@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+from psycopg.types.json import Jsonb
 
 from caravan.db import Database
 from caravan.deliveries import Reason
@@ -263,3 +264,29 @@ async def test_booked_time_waits_for_a_worker_that_is_not_there(db: Database) ->
     road = await some_sessions_gone(db)
     await world.said(db, road, "TRAINER_ALLOCATED")
     assert (await the_finding(db, road)).reason == "NO_WORKER"
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        (
+            {"teaches": 30, "active": 29, "offersMode": 28, "open": 1, "free": 0, "withinRadius": 0},
+            "Detail: of the trainers, 30 teach the course, 29 active, 28 offering the mode, 1 open then, 0 free,"
+            " 0 near enough.",
+        ),
+        ({"open": 4, "free": 0}, "Detail: of the few trainers that were looked at, 4 open then, 0 free."),
+    ],
+)
+async def test_what_a_search_counted_is_said_in_its_order(db: Database, counts: dict[str, int], said: str) -> None:
+    road = await world.a_payment(db, reason=Reason.NO_TRAINER_AVAILABLE)
+    await world.purchased(db, road)
+    async with db.transaction() as tx:
+        await tx.execute("update undelivered set detail = %(detail)s", {"detail": Jsonb({"counts": counts})})
+    assert said in (await the_finding(db, road)).evidence
+
+
+async def test_other_details_are_words_too(db: Database) -> None:
+    road = await world.a_payment(db, reason=Reason.STUDENT_CONFLICT)
+    async with db.transaction() as tx:
+        await tx.execute("update undelivered set detail = %(detail)s", {"detail": Jsonb({"purchaseId": "(x)"})})
+    assert "Detail: purchase id (x)." in (await the_finding(db, road)).evidence

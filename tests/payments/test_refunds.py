@@ -76,6 +76,14 @@ async def test_what_cannot_be_refunded(db: Database, how: dict[str, Any], code: 
     assert await rows(db, "select 1 from refunds") == []
 
 
+async def test_too_much_is_said_in_money(db: Database) -> None:
+    payment = await in_tx(db, a_paid_checkout)
+    with pytest.raises(refunds.RefundTooLarge) as refusal:
+        await refund(db, payment, amount_cents=9_999_900)
+    assert refusal.value.detail == "₹99,999 is more than the ₹3,600 that is left."
+    assert refusal.value.extra == {"remainingCents": 360_000}
+
+
 async def test_sessions_are_taken_away_once(db: Database) -> None:
     payment = await in_tx(db, a_paid_checkout)
     await refund(db, payment, amount_cents=1, sessions=[30])

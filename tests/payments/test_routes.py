@@ -109,6 +109,8 @@ async def test_the_refusals_name_what_to_do_next(shop: Shop) -> None:
     again = await shop.buy()
     assert (again.status_code, again.json()["code"]) == (409, "CHECKOUT_OPEN")
     assert (again.json()["checkoutId"], again.json()["paymentId"]) == (made["checkoutId"], made["id"])
+    told = {name: again.json()[name] for name in ("sessionCount", "learningMode", "amountCents", "currency")}
+    assert told == {"sessionCount": 30, "learningMode": "online", "amountCents": 360_000, "currency": "INR"}
     dear = await shop.buy(again=True, expectedAmountCents=1)
     assert (dear.status_code, dear.json()["code"], dear.json()["amountCents"]) == (409, "PRICE_CHANGED", 360_000)
     retried = await shop.client.post("/api/v1/payments", json={"checkoutId": made["checkoutId"]}, headers=shop.headers)

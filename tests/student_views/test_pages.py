@@ -13,6 +13,7 @@ from caravan.deliveries import Reason, Stage
 from caravan.ids import new_id
 from caravan.student_views import pages, wording
 from caravan.web.auth import Role
+from tests.builders import a_refund
 from tests.clients import an_account, bearer, client_of, make_app
 from tests.fulfilment import world
 from tests.shop import open_shop
@@ -70,7 +71,10 @@ async def test_the_checkout_follows_the_road(db: Database, client: httpx2.AsyncC
     address = f"/checkout/{road.payment_id}"
     page = await read(client, address)
     assert f'data-confirm="{road.payment_id}"' in page
-    assert "Not paid yet" in await read(client, "/home")
+    home = await read(client, "/home")
+    assert "Not paid yet" in home
+    assert "3 sessions at 6:00 AM, from " in home
+    assert ", online" in home
     async with db.transaction() as tx:
         await tx.execute("update payments set status = 'failed'")
     assert "Nothing was taken" in await read(client, address)
@@ -93,6 +97,44 @@ async def test_the_checkout_follows_the_road(db: Database, client: httpx2.AsyncC
     assert page.count('class="done"') == 4
     assert page.count("<tr>") == 0
     assert (await read(client, f"/purchases/{road.purchase_id}")).count("Scheduled</td>") == 3
+
+
+async def test_another_slot_than_ordered_is_said(db: Database, client: httpx2.AsyncClient) -> None:
+    road = await world.a_payment(db)
+    await world.purchased(db, road)
+    await sign_in(db, client, road.student_id)
+    address = f"/checkout/{road.payment_id}"
+    assert "Changed since" not in await read(client, address)
+    async with db.transaction() as tx:
+        await tx.execute("update student_course_purchases set slot_start = '07:00'")
+    page = await read(client, address)
+    assert "3 sessions at 7:00 AM" in page
+    assert "Changed since it was ordered: now 7:00 AM, ordered for 6:00 AM." in page
+    async with db.transaction() as tx:
+        await tx.execute("update student_course_purchases set start_date = '2027-01-04'")
+        await tx.execute("update checkouts set start_date = '2027-01-02'")
+    page = await read(client, address)
+    assert "ordered for 6:00 AM; now from Mon 4 Jan 2027, ordered from Sat 2 Jan 2027." in page
+
+
+async def test_money_that_came_back_is_said_with_amount_and_day(db: Database, client: httpx2.AsyncClient) -> None:
+    shop = await open_shop(db)
+    await sign_in(db, client, shop.student)
+    payment = await shop.bought()
+    await shop.work()
+    async with db.transaction("admin-service") as tx:
+        await a_refund(tx, payment, sessions=2)
+    await shop.work()
+    async with db.transaction("admin-service") as tx:
+        await a_refund(tx, payment)
+    await shop.work()
+    await shop.run("update refunds set created_at = '2026-11-30T20:00:00Z' where sessions = 0")
+    for address in ("/learning", f"/checkout/{payment}"):
+        page = await read(client, address)
+        assert "The money for this course was given back: all ₹3,600, on Tue 1 Dec 2026." in page
+    seen = await shop.sees(payment)
+    assert (seen["total"], seen["refunded"], seen["owed"], seen["scheduled"]) == (30, 30, 0, 0)
+    assert "30 refunded, 0 owed" in " ".join((await shop.why(payment)).evidence)
 
 
 @pytest.mark.parametrize("reason", list(Reason))

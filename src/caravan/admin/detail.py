@@ -40,6 +40,8 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
+    """`refunded` of a purchase that ended with a refund: all that was not held, so that they add up to the total."""
+
     total: int
     scheduled: int
     completed: int
@@ -51,12 +53,15 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
+    """`decided_at`: when it came to be what its status says; of an approved one, when the trainer's time was booked."""
+
     id: UUID
     status: str
     trainer_id: UUID | None
     trainer_name: str | None
     decision: dict[str, Any] | None
     created_at: datetime
+    decided_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,14 +112,19 @@ where p.id = %(payment_id)s
 """
 
 FIND_COUNTS = """
-select total, scheduled, completed, student_absent, cancelled, refunded, owed from fulfilments
+select total, scheduled, completed, student_absent, cancelled, owed,
+       case when stage = 'refunded' then total - scheduled - completed - student_absent - owed else refunded end
+         as refunded
+from fulfilments
 where payment_id = %(payment_id)s and purchase_id is not null
 """
 
 LIST_ALLOCATIONS_OF = """
-select a.id, a.status, a.trainer_id, t.name as trainer_name, a.decision, a.created_at
+select a.id, a.status, a.trainer_id, t.name as trainer_name, a.decision, a.created_at,
+       case a.status when 'waiting' then a.created_at when 'approved' then coalesce(b.created_at, a.updated_at)
+         else a.updated_at end as decided_at
 from student_course_purchases pu join trainer_allocations a on a.purchase_id = pu.id
-left join trainers t on t.id = a.trainer_id
+left join trainers t on t.id = a.trainer_id left join bookings b on b.id = a.booking_id
 where pu.payment_id = %(payment_id)s order by a.created_at desc, a.id desc
 """
 

@@ -13,6 +13,7 @@ from caravan.errors import Invalid
 from caravan.ids import parse_uuid
 from caravan.pauses import PAUSABLE, Scope
 
+EVERY: Final = "*"  # all courses, or everywhere
 CENTS: Final = re.compile(r"(\d{1,10})(?:\.(\d{2}))?")
 
 
@@ -50,6 +51,12 @@ class StageUnreadable(Invalid):
     """Choose a stage: paid, purchased or allocated."""
 
     code = "STAGE_NOT_PAUSABLE"
+
+
+class ScopeMissing(Invalid):
+    """Say for which course and in which city; all courses and everywhere are choices too. Nothing was paused."""
+
+    code = "SCOPE_REQUIRED"
 
 
 class LimitUnreadable(Invalid):
@@ -123,6 +130,14 @@ def read_scope(stage: str, course_id: str, city: str) -> Scope:
     if stage not in PAUSABLE:
         raise StageUnreadable
     return Scope(Stage(stage), read_course(course_id), city.strip() or None)
+
+
+def read_chosen_scope(stage: str, course_id: str, city: str) -> Scope:
+    """What is to be paused: everything only where that was chosen (EVERY), not where a field was left empty."""
+    course_id, city = course_id.strip(), city.strip()
+    if not course_id or not city:
+        raise ScopeMissing
+    return read_scope(stage, "" if course_id == EVERY else course_id, "" if city == EVERY else city)
 
 
 def read_limit(text: str) -> int:

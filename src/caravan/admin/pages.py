@@ -17,7 +17,7 @@ from caravan.admin.forms import read_cents, read_count, read_date, read_degrees,
 from caravan.admin.overview import get_overview, sum_undelivered
 from caravan.db import Tx
 from caravan.deliveries import Stage
-from caravan.errors import Conflict, DomainError
+from caravan.errors import Conflict, DomainError, Invalid
 from caravan.eventlog.carrier import get_carrier
 from caravan.eventlog.dead_letters import list_dead_letters
 from caravan.eventlog.lag import list_lag
@@ -38,6 +38,7 @@ from caravan.web.schemas import QueryText, Storable
 PAGE_LINES: Final = 50
 UNCLAIMED_SHOWN: Final = 20
 WAITS: Final = "waits"  # what a page is told of a repair that could move nothing
+CHOSEN_WAITS: Final = "chosen_waits"  # of another slot at which it still waits
 
 
 async def read_banners(request: Request, db: Db) -> None:
@@ -57,13 +58,19 @@ Text = Annotated[str, Form(max_length=2000), Storable]
 Choice = Annotated[str, Query(pattern="^[A-Za-z_]{0,60}$")]
 Place = Annotated[str, Query(max_length=200)]
 
-environment.filters["reason"] = reason_words
+environment.filters.update(reason=reason_words, here=wording.here)
 
 
 class ChangedMeanwhile(Conflict):
     """The payment has changed since this page was made: look at it again."""
 
     code = "CHANGED_MEANWHILE"
+
+
+class RefundUnclear(Invalid):
+    """Say how much of it goes back, or choose all of it: one of the two. Nothing was refunded."""
+
+    code = "REFUND_AMOUNT_REQUIRED"
 
 
 def show(
@@ -135,7 +142,8 @@ async def _purchase(
 ) -> Response:
     async with db.transaction(SOURCE, read_only=True) as tx:
         detail = await get_detail(tx, some_id, local=True)
-        by_hand = [moment for moment in detail.timeline if moment.kind == "by hand"]
+        by_hand = [moment.said for moment in detail.timeline if moment.kind == "by hand"]
+        said = by_hand[-1] if done and by_hand else ""
         return show(
             request,
             actor,
@@ -144,10 +152,17 @@ async def _purchase(
             detail=detail,
             line=detail.line,
             finding=detail.line.finding,
-            done=by_hand[-1].said if done and done != WAITS and by_hand else "",
-            waits=still_waits(detail.line.finding.reason) if done == WAITS and detail.line.finding.reason else "",
+            done=said if done not in (WAITS, CHOSEN_WAITS) else "",
+            waits=_still(done, said, detail.line.finding.reason),
             now=tx.now,
         )
+
+
+def _still(done: str, said: str, reason: str | None) -> str:
+    """What a page says of a button after which it waits on."""
+    if done == CHOSEN_WAITS:
+        return said
+    return still_waits(reason) if done == WAITS and reason else ""
 
 
 @router.get("/dead-letters")
@@ -195,6 +210,7 @@ async def press(
     note: Text = "",
     amount: Text = "",
     sessions: Text = "",
+    all_of_it: Text = "",
     as_coins: Text = "",
     refunded_cents: Text = "",
     session_count: Text = "",
@@ -212,6 +228,8 @@ async def press(
         starts = read_date(start_date)
         cents, taken = read_cents(amount), read_sessions(sessions)
         count = read_count(session_count)
+        if button == "refund":
+            _refuse_unclear(cents, taken, all_of_it)
 
         async def work(tx: Tx) -> Any:
             match button:
@@ -262,9 +280,16 @@ async def press(
         if problem.status == 404:
             raise
         return await _purchase(request, actor, db, payment_id, problem=problem)
-    waits = isinstance(answer, Repaired) and answer.still_waits
-    said = WAITS if waits else button.replace("-", "_")
-    return RedirectResponse(f"/admin/purchases/{payment_id}?done={said}", status_code=303)
+    return RedirectResponse(f"/admin/purchases/{payment_id}?done={_came_of(button, answer)}", status_code=303)
+
+
+def _came_of(button: str, answer: Any) -> str:
+    """What the page is told of a button that was pressed."""
+    if isinstance(answer, Repaired) and answer.still_waits:
+        return WAITS
+    if isinstance(answer, placing.Mended) and answer.still_waits:
+        return CHOSEN_WAITS
+    return button.replace("-", "_")
 
 
 class NoSuchButton(DomainError):
@@ -290,6 +315,13 @@ BUTTONS: Final = {
 GET_REFUNDED = "select refunded_cents from payments where id = %(payment_id)s for update"
 
 
+def _refuse_unclear(cents: int | None, sessions: list[int] | int | None, all_of_it: str) -> None:
+    """An empty field must not end a purchase. Programs may leave the amount out: they mean it."""
+    part = cents is not None
+    if part == bool(all_of_it) or (sessions is not None and not part):
+        raise RefundUnclear
+
+
 async def _refuse_stale(tx: Tx, payment_id: UUID, refunded_cents: str) -> None:
     """A form sent twice must not give a part back twice."""
     if str(await tx.value(GET_REFUNDED, {"payment_id": payment_id})) != refunded_cents:
@@ -298,9 +330,9 @@ async def _refuse_stale(tx: Tx, payment_id: UUID, refunded_cents: str) -> None:
 
 async def _mend_purchase(
     tx: Tx, actor: Actor, payment_id: UUID, note: str, time_slot: str, start_date: date | None, notice: timedelta
-) -> None:
+) -> placing.Mended:
     detail = await get_detail(tx, payment_id)
-    await placing.mend_purchase(
+    return await placing.mend_purchase(
         tx,
         actor,
         detail.line.finding.purchase_id or payment_id,

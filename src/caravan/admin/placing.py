@@ -17,12 +17,14 @@ from caravan.allocations.case import Settled
 from caravan.allocations.operations import AllocationRefused, NoSuchAllocation
 from caravan.db import Tx
 from caravan.deliveries import Reason
-from caravan.errors import Conflict
+from caravan.errors import Conflict, Invalid
+from caravan.fulfilment.wording import still_waits
 from caravan.purchases import operations as purchases
 from caravan.sessions import operations as sessions
 from caravan.sessions.operations import Outcome
 from caravan.web.audit import require_note
 from caravan.web.auth import Actor
+from caravan.web.formats import day
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -39,6 +41,12 @@ class AllocationHasNoTrainer(Conflict):
     code = "ALLOCATION_NOT_APPROVED"
 
 
+class SlotOrStartMissing(Invalid):
+    """Choose another slot, another start, or both: nothing was changed."""
+
+    code = "SLOT_OR_START_REQUIRED"
+
+
 PAYMENT_OF_PURCHASE = "select payment_id from student_course_purchases where id = %(purchase_id)s"
 
 
@@ -47,6 +55,14 @@ async def _payment_of(tx: Tx, purchase_id: UUID) -> UUID:
     if payment_id is None:
         raise PurchaseNotFound
     return payment_id
+
+
+@dataclass(frozen=True, slots=True)
+class Mended:
+    """What came of another slot: it has a trainer now, or `still_waits`."""
+
+    said: str
+    still_waits: bool
 
 
 async def mend_purchase(
@@ -58,14 +74,58 @@ async def mend_purchase(
     time_slot: str | None,
     start_date: date | None,
     notice: timedelta,
-) -> None:
+) -> Mended:
     """Another slot or start for a purchase that waits, and look for a trainer at once."""
     note = require_note(note)
+    if time_slot is None and start_date is None:
+        raise SlotOrStartMissing
     payment_id = await _payment_of(tx, purchase_id)
     asked = {"timeSlot": time_slot, "startDate": start_date}
-    async with audited(tx, actor, "mend purchase", payment_id, note, subject=("purchase", purchase_id), asked=asked):
+    async with audited(
+        tx, actor, "mend purchase", payment_id, note, subject=("purchase", purchase_id), asked=asked
+    ) as change:
+        before = await tx.one(GET_PURCHASE_STATE, {"purchase_id": purchase_id})
         await purchases.choose_slot(tx, purchase_id, time_slot=time_slot, start_date=start_date, notice=notice)
-        await allocations.settle_allocations(tx, [purchase_id], notice=notice)
+        settled = (await allocations.settle_allocations(tx, [purchase_id], notice=notice))[purchase_id]
+        chosen = _say_choice(before, await tx.one(GET_PURCHASE_STATE, {"purchase_id": purchase_id}))
+        change.did = f"{chosen} {await _say_outcome(tx, settled)}"
+    return Mended(change.did, still_waits=_reason(settled) is not None)
+
+
+def _say_choice(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """`Slot 11:00 PM → 6:00 AM, start Wed 9 Dec 2026 as before.`"""
+    slots = [calendar.format_slot(state["slot_start"]) for state in (before, after)]
+    starts = [day(state["start_date"]) for state in (before, after)]
+    return f"Slot {_say_change(*slots)}, start {_say_change(*starts)}."
+
+
+def _say_change(before: str, after: str) -> str:
+    return f"{before} as before" if before == after else f"{before} → {after}"
+
+
+FIND_TRAINER_NAME = "select name from trainers where id = %(trainer_id)s"
+
+# What the student has at the times that clash.
+FIND_CLASH = """
+select coalesce(c.title, 'another course') as title, pu.slot_start
+from student_course_purchases pu left join courses c on c.id = pu.course_id where pu.id::text = %(purchase_id)s
+"""
+
+
+async def _say_outcome(tx: Tx, settled: Settled) -> str:
+    reason = _reason(settled)
+    if reason is not None:
+        return f"{still_waits(reason)}{await _say_clash(tx, settled)}"
+    if settled.trainer_id is None:
+        return "Nothing of it is left to be booked."
+    name = await tx.value(FIND_TRAINER_NAME, {"trainer_id": settled.trainer_id})
+    return f"{name or 'A trainer'} is booked."
+
+
+async def _say_clash(tx: Tx, settled: Settled) -> str:
+    named = (settled.detail or {}).get("purchaseId") if settled.reason is Reason.STUDENT_CONFLICT else None
+    clash = await tx.find(FIND_CLASH, {"purchase_id": named}) if named else None
+    return f" They are of {clash['title']}, {calendar.format_slot(clash['slot_start'])}." if clash else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +202,13 @@ async def _choose_other_slot(
         await purchases.choose_slot(tx, purchase_id, time_slot=other_slot, start_date=other_date, notice=notice)
 
 
+def _reason(settled: Settled) -> Reason | None:
+    """Why it waits, if it does."""
+    return Reason.OPERATOR_HOLD if settled.action == "held" else settled.reason
+
+
 def _assigned(purchase_id: UUID, settled: Settled) -> Assigned:
-    reason = Reason.OPERATOR_HOLD if settled.action == "held" else settled.reason
+    reason = _reason(settled)
     if reason is not None:
         return Assigned(purchase_id, settled.allocation_id, None, "waiting", AllocationRefused(reason))
     return Assigned(purchase_id, settled.allocation_id, settled.trainer_id, "approved")

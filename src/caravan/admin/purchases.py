@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,6 +17,9 @@ from caravan.ids import parse_uuid
 from caravan.student_views.cursor import Cursor
 
 CANDIDATES_MAX = 1000
+WORDS_MAX = 8
+PREFIX = re.compile("[0-9a-f]{6,31}", re.ASCII | re.IGNORECASE)  # the beginning of an id, as people read it out
+PREFIX_STUDENT_MAX = 20  # payments of each student whose id begins so
 UNDELIVERED_STAGES = frozenset({"paid", "purchased", "allocated"})
 
 
@@ -27,6 +31,7 @@ class Listed:
     student_name: str | None
     title: str | None
     amount_cents: int
+    refunded_cents: int
     currency: str
     created_at: datetime
     captured_at: datetime | None
@@ -73,16 +78,36 @@ where (p.created_at, p.id) < (%(before)s, %(before_id)s) and (%(stage)s::text is
 order by p.created_at desc, p.id desc limit %(limit)s
 """
 
+# A name is found by all of its words that were said, in any order.
 SEARCH_BY_TEXT = """
 with people as (
   select link.student_id from accounts a join account_students link on link.account_id = a.id
-  where lower(a.email) like lower(%(pattern)s::text) or a.phone = %(text)s or a.name ilike %(pattern)s
+  where lower(a.email) like lower(%(pattern)s::text) or a.phone = %(text)s or a.name ilike all(%(words)s::text[])
   union
-  select id from students where name ilike %(pattern)s
+  select id from students where name ilike all(%(words)s::text[])
 )
 select p.id, p.created_at from payments p left join fulfilments f on f.payment_id = p.id
 where p.student_id in (select student_id from people)
   and (p.created_at, p.id) < (%(before)s, %(before_id)s) and (%(stage)s::text is null or f.stage = %(stage)s::text)
+order by p.created_at desc, p.id desc limit %(limit)s
+"""
+
+# The first characters of an id are a range of each key's index. Ids are made in the order of time, so those of one hour
+# begin alike: of each kind only the newest so many are looked at.
+SEARCH_BY_PREFIX = """
+with found as (
+  (select id from payments where id between %(first)s and %(last)s order by id desc limit %(candidates)s)
+  union
+  (select payment_id from student_course_purchases where id between %(first)s and %(last)s
+   order by id desc limit %(candidates)s)
+  union
+  (select p.id from (select id from students where id between %(first)s and %(last)s
+                     order by id desc limit %(candidates)s) s
+   cross join lateral (select p.id from payments p where p.student_id = s.id
+                       order by p.created_at desc limit %(of_each)s) p)
+)
+select p.id, p.created_at from found join payments p using (id) left join fulfilments f on f.payment_id = p.id
+where (p.created_at, p.id) < (%(before)s, %(before_id)s) and (%(stage)s::text is null or f.stage = %(stage)s::text)
 order by p.created_at desc, p.id desc limit %(limit)s
 """
 
@@ -127,8 +152,20 @@ async def _search(tx: Tx, q: str, named: dict[str, Any]) -> list[tuple[Any, ...]
     searched = parse_uuid(text)
     if searched is not None:
         return await tx.tuples(SEARCH_BY_ID, named | {"id": searched})
-    escaped = text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-    return await tx.tuples(SEARCH_BY_TEXT, named | {"text": text, "pattern": f"%{escaped}%"})
+    patterns = [f"%{_escape(word)}%" for word in text.split()[:WORDS_MAX]]
+    rows = await tx.tuples(SEARCH_BY_TEXT, named | {"text": text, "pattern": f"%{_escape(text)}%", "words": patterns})
+    if match := PREFIX.fullmatch(text.replace("-", "")):
+        # A phone's digits, and some names, read like an id: who is found either way is shown.
+        first, last = (UUID(match[0].ljust(32, digit)) for digit in "0f")
+        bounds = {"first": first, "last": last, "candidates": CANDIDATES_MAX, "of_each": PREFIX_STUDENT_MAX}
+        rows = {*rows, *await tx.tuples(SEARCH_BY_PREFIX, named | bounds)}
+        rows = sorted(rows, key=lambda row: (row[1], row[0]), reverse=True)[: named["limit"]]
+    return rows
+
+
+def _escape(text: str) -> str:
+    """As LIKE takes it literally."""
+    return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
 
 
 # The register, the longest waiting first.
@@ -179,6 +216,7 @@ async def list_lines(tx: Tx, payment_ids: Sequence[UUID], *, local: bool = False
             student_name=names[facts.payment_id]["student_name"],
             title=names[facts.payment_id]["title"],
             amount_cents=facts.captured_cents if facts.captured_cents is not None else facts.amount_cents,
+            refunded_cents=facts.refunded_cents,
             currency=facts.currency,
             created_at=facts.created_at,
             captured_at=facts.captured_at,

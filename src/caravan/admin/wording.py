@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from markupsafe import Markup
 
 from caravan.admin.purchases import Listed
 from caravan.fulfilment.alerts import Alert
 from caravan.fulfilment.wording import reason_words, stage_words
-from caravan.web.formats import duration, money
+from caravan.web.formats import duration, money, when
+
+CONSOLE_ZONE: Final = "Asia/Kolkata"  # whose clock is on the operators' wall
+
+
+def here(instant: datetime) -> Markup:
+    """An instant as every page of the console has it, except for a purchase's own: those are in its student's zone."""
+    return when(instant, CONSOLE_ZONE)
 
 
 def precise(instant: datetime, zone_name: str | None) -> str:

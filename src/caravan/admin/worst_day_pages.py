@@ -10,7 +10,7 @@ from fastapi.responses import RedirectResponse, Response
 from caravan import pauses
 from caravan.admin import worst_day
 from caravan.admin.deps import SOURCE, Notice, Subscriptions, Write
-from caravan.admin.forms import read_course, read_limit, read_scope
+from caravan.admin.forms import EVERY, read_chosen_scope, read_course, read_limit, read_scope
 from caravan.admin.pages import Reader, Text, read_banners, show
 from caravan.deliveries import Reason
 from caravan.errors import DomainError
@@ -36,7 +36,7 @@ async def _pauses(
 ) -> Response:
     async with db.transaction(SOURCE, read_only=True) as tx:
         named = {"courses": await tx.all(LIST_COURSES), "cities": await tx.values(LIST_CITIES)}
-    named |= {"stages": PAUSABLE, "under_way": under_way}
+    named |= {"stages": PAUSABLE, "under_way": under_way, "every": EVERY}
     return show(request, actor, "pauses.html", problem=problem, **named)
 
 
@@ -58,7 +58,7 @@ async def press_pause(
     note: Text = "",
 ) -> Response:
     try:
-        scope = read_scope(stage, course_id, city)
+        scope = read_chosen_scope(stage, course_id, city)
         _, under_way = await pauses.take_hold(db, write(lambda tx: worst_day.pause(tx, actor, scope, note)))
     except DomainError as problem:
         return await _pauses(request, actor, db, problem=problem)

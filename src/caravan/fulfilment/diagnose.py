@@ -6,6 +6,7 @@ stored and never shown to a student. `explain` is pure: the same facts, the same
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta, tzinfo
 from enum import StrEnum
@@ -150,8 +151,38 @@ def _explain_uncaptured(facts: Facts, now: datetime) -> Explanation:
 def _waiting(facts: Facts) -> list[str]:
     said = [f"Waiting with {facts.reason} since {_time(facts, facts.reason_since)}."]
     if facts.detail:
-        said.append("Detail: " + _plain(facts.detail).strip("()") + ".")
+        said.append("Detail: " + _detail(facts.detail) + ".")
     return said
+
+
+# What a search counted (allocations/search), in the order in which it looks.
+_COUNTED = {
+    "teaches": "{} teach the course",
+    "active": "{} active",
+    "offersMode": "{} offering the mode",
+    "open": "{} open then",
+    "free": "{} free",
+    "withinRadius": "{} near enough",
+}
+
+
+def _detail(detail: Mapping[str, object]) -> str:
+    """What is stored beside a reason, in words: plain text for JSON."""
+    said = [f"{_name(name)} {_plain(detail[name])}" for name in sorted(detail) if name != "counts"]
+    if isinstance(counts := detail.get("counts"), dict):
+        said.append(_counted(cast(dict[str, object], counts)))
+    return ", ".join(said)
+
+
+def _counted(counts: Mapping[str, object]) -> str:
+    """Of everybody, or of the few of a shortlist."""
+    whom = "of the trainers" if "teaches" in counts else "of the few trainers that were looked at"
+    return f"{whom}, " + ", ".join(words.format(counts[name]) for name, words in _COUNTED.items() if name in counts)
+
+
+def _name(key: str) -> str:
+    """`purchaseId` is `purchase id`."""
+    return "".join(f" {letter.lower()}" if letter.isupper() else letter for letter in key)
 
 
 def _explain_stage(facts: Facts) -> Explanation:
@@ -272,9 +303,17 @@ def _checklist(facts: Facts) -> list[str]:
         lines.append(_allocation_line(facts))
         lines.append(
             f"Sessions of {facts.total}: {facts.scheduled} scheduled, {facts.completed} completed,"
-            f" {facts.student_absent} missed by the student, {facts.refunded} refunded, {facts.owed} owed."
+            f" {facts.student_absent} missed by the student, {_refunded(facts)} refunded, {facts.owed} owed."
         )
     return lines
+
+
+def _refunded(facts: Facts) -> int:
+    """Of a purchase that ended with its refund, all that was not held: no refund names those."""
+    if facts.stage != Stage.REFUNDED:
+        return facts.refunded or 0
+    held = (facts.scheduled or 0) + (facts.completed or 0) + (facts.student_absent or 0)
+    return (facts.total or 0) - held - (facts.owed or 0)
 
 
 def _payment_line(facts: Facts) -> str:
@@ -385,7 +424,7 @@ def _plain(value: object) -> str:
     """A detail's value in words: plain text for JSON."""
     if isinstance(value, dict):
         inner = cast(dict[str, object], value)
-        return "(" + ", ".join(f"{name} {_plain(inner[name])}" for name in sorted(inner)) + ")"
+        return "(" + ", ".join(f"{_name(name)} {_plain(inner[name])}" for name in sorted(inner)) + ")"
     if isinstance(value, list):
         return " ".join(_plain(item) for item in cast(list[object], value))
     return str(value)

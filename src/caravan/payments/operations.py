@@ -187,7 +187,21 @@ def _freeze(tx: Tx, order: Order, offer: Offer, rules: Rules, account_id: UUID |
 async def _refuse_open(tx: Tx, order: Order, slot_start: time) -> None:
     already = await store.find_open_checkout(tx, order.student_id, order.course_id, slot_start)
     if already:
-        raise CheckoutOpen(extra={"checkoutId": str(already["checkout_id"]), "paymentId": str(already["payment_id"])})
+        raise CheckoutOpen(extra=_names_of_open(already))
+
+
+def _names_of_open(checkout: dict[str, Any]) -> dict[str, object]:
+    """Which order is open, and what it is for: whoever chose other terms can tell the two apart."""
+    return {
+        "checkoutId": str(checkout["checkout_id"]),
+        "paymentId": str(checkout["payment_id"]),
+        "sessionCount": checkout["sessions"],
+        "learningMode": checkout["learning_mode"],
+        "groupSize": checkout["group_size"],
+        "startDate": checkout["start_date"].isoformat() if checkout["start_date"] else None,
+        "amountCents": checkout["amount_cents"],
+        "currency": checkout["currency"],
+    }
 
 
 def _text(id_: UUID | None) -> str | None:

@@ -21,6 +21,7 @@ from caravan.ids import new_id
 from caravan.payments import coins, store
 from caravan.payments.model import COINS, Payment, Status, obstacle
 from caravan.payments.providers import Provider
+from caravan.web.formats import money
 
 Source = Literal["admin", "provider"]
 
@@ -141,7 +142,8 @@ async def refund_payment(
     left = payment.remaining_cents
     amount = left if amount_cents is None else amount_cents
     if amount > left:
-        raise RefundTooLarge(f"{amount} is more than the {left} that is left.", extra={"remainingCents": left})
+        asked, rest = (money(cents, payment.captured_currency or payment.currency) for cents in (amount, left))
+        raise RefundTooLarge(f"{asked} is more than the {rest} that is left.", extra={"remainingCents": left})
     if amount < 0 or (amount == 0 and left > 0):
         raise RefundAmountInvalid
     full = amount == left

@@ -75,9 +75,10 @@ async def lock_slot(tx: Tx, student_id: UUID, course_id: UUID, slot_start: time)
     await tx.execute(LOCK_SLOT, named)
 
 
-# A checkout that could still be paid, equal in student, course and slot, and its latest payment.
+# A checkout that could still be paid, equal in student, course and slot, its latest payment, and what it is for.
 FIND_OPEN_CHECKOUT = """
-select c.id as checkout_id, p.id as payment_id
+select c.id as checkout_id, p.id as payment_id, c.sessions, c.learning_mode, c.group_size, c.start_date,
+       p.amount_cents, p.currency::text as currency
 from checkouts c join payments p on p.checkout_id = c.id
 where c.student_id = %(student_id)s and c.course_id = %(course_id)s and c.slot_start = %(slot_start)s
   and c.paid_by is null and c.expires_at > %(now)s
@@ -86,7 +87,7 @@ order by p.created_at desc, p.id desc limit 1
 
 
 async def find_open_checkout(tx: Tx, student_id: UUID, course_id: UUID, slot_start: time) -> dict[str, Any] | None:
-    """{checkout_id, payment_id} of the newest one."""
+    """The newest one."""
     named = {"student_id": student_id, "course_id": course_id, "slot_start": slot_start, "now": tx.now}
     return await tx.find(FIND_OPEN_CHECKOUT, named)
 

@@ -59,12 +59,15 @@ async def get_course(tx: Tx, course_id: UUID) -> Row:
     return row
 
 
-# A payment with what it is for.
+# A payment with what it is for; slot and start as ordered, and as they are now where others were chosen since.
 FIND_CHECKOUT = """
 select p.id, p.student_id, p.status, p.provider, p.amount_cents, p.currency, p.captured_at, p.checkout_id,
-       o.expires_at, o.paid_by, o.sessions, o.learning_mode, o.group_size, o.timezone, o.slot_start, o.start_date,
-       o.price_cents, o.course_id, coalesce(c.title, 'Course') as title
+       o.expires_at, o.paid_by, o.sessions, o.learning_mode, o.group_size, o.timezone, o.price_cents, o.course_id,
+       o.slot_start as ordered_slot_start, o.start_date as ordered_start_date,
+       coalesce(pu.slot_start, o.slot_start) as slot_start, coalesce(pu.start_date, o.start_date) as start_date,
+       coalesce(c.title, 'Course') as title
 from payments p join checkouts o on o.id = p.checkout_id left join courses c on c.id = o.course_id
+left join student_course_purchases pu on pu.payment_id = p.id
 where p.id = %(payment_id)s
 """
 
@@ -79,7 +82,8 @@ async def get_checkout(tx: Tx, payment_id: UUID) -> Row:
 
 # What a student began to buy and hasn't paid: the newest attempt of each open checkout.
 LIST_UNPAID = """
-select distinct on (o.id) p.id as payment_id, p.status, p.amount_cents, p.currency, coalesce(c.title, 'Course') as title
+select distinct on (o.id) p.id as payment_id, p.status, p.amount_cents, p.currency,
+       coalesce(c.title, 'Course') as title, o.sessions, o.learning_mode, o.group_size, o.slot_start, o.start_date
 from checkouts o join payments p on p.checkout_id = o.id left join courses c on c.id = o.course_id
 where o.student_id = %(student_id)s and o.paid_by is null and o.expires_at > %(now)s and p.captured_at is null
 order by o.id, p.created_at desc

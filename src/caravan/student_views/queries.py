@@ -39,7 +39,8 @@ class View:
 
 
 # A student's captured payments in some stages, each with its course, trainer, next session and the business reason why
-# it waits; and the end of the student's feed. One row without a payment where there is nothing to show.
+# it waits; and the end of the student's feed. One row without a payment where there is nothing to show. A refund of all
+# of it names no sessions: what was not held counts as refunded.
 LIST_ITEMS = """
 select coalesce(h.seq, 0) as version, e.event_id, now() as now,
        exists (select from students s where s.id = asked.student_id) as known, i.*
@@ -51,7 +52,12 @@ left join lateral (
          f.captured_at as paid_at, f.captured_cents as amount_cents, f.currency,
          coalesce(pu.timezone, o.timezone, 'UTC') as timezone,
          t.id as trainer_id, t.name as trainer_name,
-         f.total, f.scheduled, f.completed, f.student_absent, f.cancelled, f.refunded, f.owed,
+         f.total, f.scheduled, f.completed, f.student_absent, f.cancelled, f.owed,
+         case when f.stage = 'refunded' then f.total - f.scheduled - f.completed - f.student_absent - f.owed
+           else f.refunded end as refunded,
+         f.refunded_cents,
+         case when f.stage = 'refunded' then (select max(r.created_at) from refunds r where r.payment_id = f.payment_id)
+           end as refunded_at,
          n.id as next_id, n.seq as next_seq, n.starts_at as next_starts_at, n.ends_at as next_ends_at
   from fulfilments f
   join checkouts o on o.id = f.checkout_id

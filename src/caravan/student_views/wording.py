@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final, Literal
 
+from caravan.calendar import local_date
 from caravan.db.tx import Row
 from caravan.deliveries import Reason, Stage
+from caravan.web.formats import day, money
 
 # When a payment that nothing holds up deserves a word of comfort.
 LONG: Final = timedelta(seconds=30)
@@ -77,7 +79,7 @@ def sentence(item: Row, now: datetime) -> str:
     """Where a paid course is, and what it waits for, in one or two sentences."""
     stage = Stage(item["stage"])
     if stage is Stage.REFUNDED:
-        return "The money for this course was given back."
+        return f"The money for this course was given back{_given_back(item)}."
     if stage is Stage.COMPLETED:
         return "All sessions of this course are over. Well done!"
     if item["reason"]:
@@ -87,6 +89,14 @@ def sentence(item: Row, now: datetime) -> str:
         return f"All set: {item['scheduled']} sessions are booked{who}."
     going = f"{STAGES[stage]}…" if stage is not Stage.SCHEDULED else "Booking the sessions that are missing…"
     return f"{going} {COMFORT}" if now - item["paid_at"] > LONG else going
+
+
+def _given_back(item: Row) -> str:
+    """How much in all, and when the last of it. Nothing where coins had paid it all."""
+    if not item["refunded_cents"] or item["refunded_at"] is None:
+        return ""
+    on = day(local_date(item["refunded_at"], item["timezone"]))
+    return f": all {money(item['refunded_cents'], item['currency'])}, on {on}"
 
 
 def tone(item: Row) -> State:

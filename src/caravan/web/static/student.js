@@ -23,29 +23,55 @@ async function send(method, address, body, key) {
 /** Run a step while its button waits; tell what went wrong beside it. */
 async function step(button, place, work) {
   if (button.getAttribute("aria-busy") === "true") return;
+  const form = button.form; // the button may stand in the place that is emptied
   place.replaceChildren();
   button.setAttribute("aria-busy", "true");
   try {
     await work();
   } catch (problem) {
     if (!problem.detail) throw problem;
-    place.replaceChildren(describe(problem));
+    place.replaceChildren(describe(problem, form));
   } finally {
     button.setAttribute("aria-busy", "false");
   }
 }
 
-function describe(problem) {
+function describe(problem, form) {
   const line = document.createElement("span");
   line.textContent = problem.detail;
   if (problem.code === "CHECKOUT_OPEN" && problem.paymentId) {
-    line.textContent = "You have begun to buy this course at this time already. ";
+    line.textContent = `You have begun to buy this course at this time already (${summary(problem, form)}). `;
     const link = document.createElement("a");
     link.href = `/checkout/${encodeURIComponent(problem.paymentId)}`;
     link.textContent = "Go on with that order";
     line.append(link);
+    if (form?.matches("[data-buy]")) line.append(orderAgain());
   }
   return line;
+}
+
+/** `10 sessions, online, ₹1,200`: which order is open. Modes in the words of the form. */
+function summary(open, form) {
+  const mode = form?.querySelector(`input[name=learningMode][value="${CSS.escape(open.learningMode ?? "")}"]`);
+  const words = [`${open.sessionCount} sessions`, mode?.closest("label").textContent.trim().toLowerCase()];
+  if (open.groupSize > 1) words.push(`group of ${open.groupSize}`);
+  words.push(money(open.amountCents, open.currency));
+  return words.filter(Boolean).join(", ");
+}
+
+function money(cents, currency) {
+  const digits = cents % 100 ? 2 : 0;
+  const format = { style: "currency", currency, minimumFractionDigits: digits, maximumFractionDigits: digits };
+  return new Intl.NumberFormat("en-IN", format).format(cents / 100);
+}
+
+function orderAgain() {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.className = "secondary outline";
+  button.dataset.again = "";
+  button.textContent = "Order it again with what I chose now";
+  return button;
 }
 
 // One key per intent: the same order sent twice is one order, a changed order is another one.
@@ -54,6 +80,13 @@ function keyOf(form, body) {
   const intent = JSON.stringify(body);
   if (!keys.has(intent)) keys.set(intent, keys.size === 0 ? form.dataset.key : `${form.dataset.key}-${keys.size}`);
   return keys.get(intent);
+}
+
+/** Begin an order, and lead to its page. `more`: what is asked beyond the form's fields. */
+async function buy(form, more = {}) {
+  const body = { ...order(form), ...more };
+  const payment = await send("POST", "/api/v1/payments", body, keyOf(form, body));
+  location.assign(`/checkout/${payment.id}`);
 }
 
 function order(form) {
@@ -80,11 +113,7 @@ document.addEventListener("submit", (event) => {
   const button = form.querySelector("button[type=submit]");
   if (form.matches("[data-buy]")) {
     event.preventDefault();
-    step(button, placeOf(form), async () => {
-      const body = order(form);
-      const payment = await send("POST", "/api/v1/payments", body, keyOf(form, body));
-      location.assign(`/checkout/${payment.id}`);
-    });
+    step(button, placeOf(form), () => buy(form));
   } else if (form.matches("[data-location]")) {
     event.preventDefault();
     step(button, placeOf(form), async () => {
@@ -121,6 +150,13 @@ function locate() {
     else navigator.geolocation.getCurrentPosition(found, () => failed({ detail }), { timeout: 15000 });
   });
 }
+
+document.addEventListener("click", (event) => {
+  const button = event.target.closest("button[data-again]");
+  const form = button?.form;
+  if (!form?.reportValidity()) return;
+  step(button, placeOf(button), () => buy(form, { again: true }));
+});
 
 document.addEventListener("click", (event) => {
   const button = event.target.closest("button[data-locate]");
