@@ -115,7 +115,7 @@ async def test_hints_that_are_lost_and_found_are_a_line_each(server: EmbeddedPos
                 await back.wait()
                 back.clear()
                 wake.send(["news"])
-                while wake._own_pid == 0:  # pyright: ignore[reportPrivateUsage] - the other way stands too
+                while wake._own_pid == 0:  # noqa: ASYNC110 # pyright: ignore[reportPrivateUsage] - the other way stands too
                     await asyncio.sleep(0.01)
             kill(server)
             wake.send(["news"])
@@ -124,7 +124,7 @@ async def test_hints_that_are_lost_and_found_are_a_line_each(server: EmbeddedPos
             back.clear()
             server.start()
             async with asyncio.timeout(DOWN_SECONDS):
-                while len(lines) < 4:
+                while len(lines) < 4:  # noqa: ASYNC110 - a log has no signal
                     await asyncio.sleep(0.01)
         finally:
             await wake.stop()

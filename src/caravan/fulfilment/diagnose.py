@@ -306,7 +306,7 @@ def _action(facts: Facts, reason: str | None, step: Step | None) -> Action | Non
     if reason is None:
         return None
     payment = f"/api/v1/admin/payments/{facts.payment_id}"
-    if facts.dead_letter_parked and reason == Technical.IN_DEAD_LETTERS:
+    if facts.replayable and reason == Technical.IN_DEAD_LETTERS:
         path = f"/api/v1/admin/dead-letters/{facts.dead_letter_id}/replay"
         return Action("replay", "Replay the event", "POST", path, dead_letter_id=facts.dead_letter_id)
     hint = _HINTS.get(reason)
@@ -347,6 +347,7 @@ _SLOT_HELPS = frozenset({Reason.STUDENT_CONFLICT, Reason.INVALID_SCHEDULE, Reaso
 
 _TRAINER_HINT = "Or let a trainer open time or teach this course: then it goes on by itself."
 _HINTS: dict[str, str] = {
+    Technical.IN_DEAD_LETTERS: "This does the same work from the tables; a dead letter left over is discarded by hand.",
     Technical.EVENT_NOT_RELAYED: "While Kafka is away, `caravan failover postgres-log` lets the workers do without it.",
     Reason.AMOUNT_MISMATCH: "Or refund it.",
     Reason.STAGE_PAUSED: "Who paused it, when and why stands under Pauses (/admin/pauses, `caravan pauses`).",

@@ -105,7 +105,7 @@ async def repair(
     step: str | None = before.step
     if step is None:
         did = before.evidence[-1]
-    elif before.reason == Technical.IN_DEAD_LETTERS and facts.dead_letter_parked and facts.dead_letter_id:
+    elif before.reason == Technical.IN_DEAD_LETTERS and facts.replayable and facts.dead_letter_id:
         step = "replay"
         await replay(tx, facts.dead_letter_id, subscriptions, by=by, note=note)
         did = f"Replayed the parked {facts.event_type} (dead letter {facts.dead_letter_id})."
