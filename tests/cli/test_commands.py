@@ -271,6 +271,12 @@ def test_a_purchase_by_hand_step_by_step_as_the_reports_did(up: Up) -> None:
     would = run(up, "repair", "--payment", payment, "--dry-run")
     assert would["dryRun"] is True
     assert would["items"][0]["step"] == "create_purchase"
+    assert (would["items"][0]["purchaseId"], would["items"][0]["did"]) == (None, "Would create the purchase.")
+    told = caravan("repair", "--payment", payment, "--dry-run", "--data", up.data).stdout
+    assert told == (
+        f"Nothing was changed. Payment {payment}: Would create the purchase."
+        " Then: The course is added, but it has no trainer yet.\n"
+    )
     assert stage_of(up, payment) == ("paid", None)
 
     (created,) = run(up, "create-purchase", payment, "--note", "by hand")["items"]

@@ -63,6 +63,27 @@ async def test_each_press_does_one_step_until_it_is_delivered(db: Database) -> N
     assert await violations(db) == []
 
 
+async def test_a_dry_run_names_nothing_that_will_not_exist(db: Database) -> None:
+    road = await world.a_payment(db)
+    await a_free_trainer(db, road)
+    said: list[str] = []
+    for _step in range(3):
+        async with db.transaction("admin-service") as tx:
+            await tx.execute("savepoint before")
+            would = await repair(tx, road.payment_id, by="ops", note=None, subscriptions=BY_GROUP, dry_run=True)
+            await tx.execute("rollback to savepoint before")
+            tx.outgoing.clear()
+        said.append(would.did)
+        before = await repaired(db, road)
+        assert (would.step, would.stage) == (before.step, before.stage)
+        assert would.purchase_id in (None, before.purchase_id)
+    assert said == [
+        "Would create the purchase.",
+        f"Would allocate a trainer: now it would be Ravi ({road.trainer_id}).",
+        "Would create the missing sessions: 3 would be scheduled.",
+    ]
+
+
 async def test_after_one_press_the_workers_go_on(db: Database) -> None:
     road = await world.a_payment(db)
     await a_free_trainer(db, road)

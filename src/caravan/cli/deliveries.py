@@ -162,7 +162,7 @@ def repair_one(data: Path | None, payment_id: UUID, note: str | None, *, dry_run
         return await _repair(db, settings, payment_id, note, dry_run=dry_run)
 
     done = run(data, work)
-    text = ("Would do (nothing was changed): " if dry_run else "") + _repaired_text(done)
+    text = f"Nothing was changed. {_repaired_text(done, 'Then')}" if dry_run else _repaired_text(done, "Now")
     show({"dry_run": dry_run, "items": [done]}, as_json=as_json, text=text)
     return FOUND_PROBLEMS if done.reason else FINE
 
@@ -174,7 +174,13 @@ async def _repair(db: Database, settings: Settings, payment_id: UUID, note: str 
         notice = timedelta(hours=settings.notice_hours)
         done[:] = [
             await money.repair(
-                tx, actor(), payment_id, note or "caravan repair", subscriptions=BY_GROUP, notice=notice
+                tx,
+                actor(),
+                payment_id,
+                note or "caravan repair",
+                subscriptions=BY_GROUP,
+                notice=notice,
+                dry_run=dry_run,
             )
         ]
         if dry_run:
@@ -187,11 +193,11 @@ async def _repair(db: Database, settings: Settings, payment_id: UUID, note: str 
     return done[0]
 
 
-def _repaired_text(done: Repaired) -> str:
+def _repaired_text(done: Repaired, when: str) -> str:
     said = f"Payment {done.payment_id}: {done.did}"
     if done.still_waits:
         return said
-    return f"{said} Now: {stage_words(done.stage)}" + (f" {reason_words(done.reason)}" if done.reason else "")
+    return f"{said} {when}: {stage_words(done.stage)}" + (f" {reason_words(done.reason)}" if done.reason else "")
 
 
 # ------------------------------------------------------------------ single steps
