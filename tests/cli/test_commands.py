@@ -246,6 +246,55 @@ def test_a_missing_worker_is_a_problem_found(up: Up) -> None:
     assert all(line.startswith("  ") for line in others.strip("\n").splitlines())
 
 
+def test_a_basket_that_was_left_is_no_trouble(up: Up) -> None:
+    left = rows(up, ASK_ONLY, up.demo["students"][1]["id"])[0]["id"]
+    try:
+        told = caravan("diagnose", "--data", up.data)
+        assert told.returncode == 0
+        assert str(left) in told.stdout.partition("Not paid, so nothing to deliver:")[2]
+        assert "WEBHOOK_NOT_RECEIVED" not in told.stdout
+        assert run(up, "diagnose")["items"][-1]["paymentId"] == str(left)
+        # Asked for by its id it is told in full: somebody may say that they paid.
+        (item,) = run(up, "diagnose", "--payment", left, code=6)["items"]
+        assert (item["stage"], item["reason"]) == ("created", "WEBHOOK_NOT_RECEIVED")
+        assert "Unpaid, unless the family says otherwise" in item["evidence"][-1]
+        # Tried at the provider, it is one.
+        rows(up, "update payments set status = 'pending' where id = %s returning id", left)
+        assert caravan("diagnose", "--data", up.data).stdout.splitlines()[0].endswith("pending, WEBHOOK_NOT_RECEIVED")
+    finally:
+        rows(up, "delete from payments where id = %s returning id", left)
+
+
+# As a checkout does, ten minutes ago.
+ASK_ONLY = """
+with c as (
+  insert into checkouts (id, student_id, sessions, price_cents, currency, raw, created_at, expires_at)
+  select gen_random_uuid(), id, 10, 1000, 'INR', '{}', now() - interval '10 minutes', now() from students where id = %s
+  returning *
+)
+insert into payments (id, checkout_id, student_id, provider, status, amount_cents, currency, metadata, created_at)
+select gen_random_uuid(), id, student_id, 'sandbox', 'created', 1000, 'INR', '{}', created_at from c returning id
+"""
+
+
+def test_unclaimed_money_is_trouble(up: Up) -> None:
+    rows(up, UNCLAIMED)
+    try:
+        told = caravan("diagnose", "--data", up.data)
+        assert told.returncode == 6
+        assert "sandbox's evt_of_nobody" in told.stdout.partition("Unclaimed money")[2].splitlines()[1]
+        assert run(up, "diagnose", code=6)["unclaimed"][0]["eventId"] == "evt_of_nobody"
+    finally:
+        rows(up, "delete from webhook_events where event_id = 'evt_of_nobody' returning event_id")
+
+
+UNCLAIMED = """
+insert into webhook_events (provider, event_id, type, payment_id, amount_cents, currency, sent_at, received_at, body)
+values ('sandbox', 'evt_of_nobody', 'payment.succeeded', gen_random_uuid(), 1000, 'INR', now() - interval '1 hour',
+        now() - interval '1 hour', '') returning event_id
+"""
+
+
 def test_what_is_not_there(up: Up) -> None:
     nobody = uuid4()
 

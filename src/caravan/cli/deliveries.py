@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,17 +22,19 @@ from caravan.errors import DomainError, NotFound
 from caravan.eventlog import outbox
 from caravan.events import CourseAccessGranted, PurchaseCreated
 from caravan.fulfilment import repair as repairs
-from caravan.fulfilment.diagnose import RECENT_PAYMENTS_MAX, Finding
+from caravan.fulfilment.diagnose import RECENT_PAYMENTS_MAX, Finding, is_unpaid
 from caravan.fulfilment.diagnose import diagnose as find_out
 from caravan.fulfilment.facts import choose_payments
 from caravan.fulfilment.gaps import Step
 from caravan.fulfilment.repair import OperatorMustDecide, PaymentNotFound, Repaired, run_step
 from caravan.fulfilment.stale_views import name_stale_views
 from caravan.fulfilment.wording import reason_words, stage_words
+from caravan.payments.webhooks import Unclaimed, list_unclaimed
 from caravan.settings import Settings
 from caravan.student_views.cache import ViewCache
 from caravan.student_views.queries import list_ends
 from caravan.web import audit
+from caravan.web.formats import money as amount_words
 
 SOURCE = "caravan-cli"
 REDIS_SECONDS_MAX = 2.0
@@ -46,7 +48,9 @@ class Seen:
     """What `diagnose` tells in full, then in one line each; `more` wait beyond those."""
 
     told: list[Listed]
-    delivered: list[Listed]
+    delivered: list[Listed] = field(default_factory=list[Listed])
+    unpaid: list[Listed] = field(default_factory=list[Listed])
+    unclaimed: list[Unclaimed] = field(default_factory=list[Unclaimed])
     more: bool = False
 
 
@@ -56,23 +60,42 @@ def diagnose(
     async def work(db: Database, settings: Settings) -> Seen:
         async with db.transaction(SOURCE, read_only=True) as tx:
             if student_id is None and course_id is None and payment_id is None:
-                return await _survey(tx)
+                return await _survey(tx, timedelta(minutes=settings.unclaimed_minutes))
             chosen = await choose_payments(tx, student_id=student_id, course_id=course_id, payment_id=payment_id)
             found = await list_lines(tx, chosen)
             if not found and payment_id is not None:
                 raise PaymentNotFound
-            return Seen(await _look_at_screens(tx, settings.redis_url, found), [])
+            return Seen(await _look_at_screens(tx, settings.redis_url, found))
 
     seen = run(data, work)
-    text = _text(seen.told) if seen.told else "" if seen.delivered else NOTHING_FOUND
+    items = [_document(line) for line in (*seen.told, *seen.delivered, *seen.unpaid)]
+    document = {"items": items} | ({"unclaimed": seen.unclaimed} if seen.unclaimed else {})
+    show(document, as_json=as_json, text=_survey_text(seen))
+    return FOUND_PROBLEMS if seen.unclaimed or any(line.finding.reason for line in seen.told) else FINE
+
+
+def _survey_text(seen: Seen) -> str:
+    """Trouble first, the longest waiting first; then what is well, and last what nobody has paid."""
+    parts = [_text(seen.told)] if seen.told else []
     if seen.more:
-        text += "\n\nMore of them wait: the console's page Waiting has them all."
+        parts.append("More of them wait: the console's page Waiting has them all.")
+    if seen.unclaimed:
+        parts.append(_listed("Unclaimed money: paid, and known to nobody here.", map(_unclaimed_line, seen.unclaimed)))
+    well = "The most recent others:" if parts else "Nothing waits and nothing is stuck. The most recent ones:"
     if seen.delivered:
-        head = "The most recent others:" if seen.told else "Nothing waits and nothing is stuck. The most recent ones:"
-        text = "\n".join([*([text, ""] if text else []), head, *(f"  {_line(each)}" for each in seen.delivered)])
-    findings = [line.finding for line in (*seen.told, *seen.delivered)]
-    show({"items": [_document(line) for line in (*seen.told, *seen.delivered)]}, as_json=as_json, text=text)
-    return FOUND_PROBLEMS if any(finding.reason for finding in findings) else FINE
+        parts.append(_listed(well, map(_line, seen.delivered)))
+    if seen.unpaid:
+        parts.append(_listed("Not paid, so nothing to deliver:", map(_line, seen.unpaid)))
+    return "\n\n".join(parts) or NOTHING_FOUND
+
+
+def _listed(head: str, lines: Iterable[str]) -> str:
+    return "\n".join([head, *(f"  {line}" for line in lines)])
+
+
+def _unclaimed_line(item: Unclaimed) -> str:
+    amount = amount_words(item.amount_cents, item.currency)
+    return f"{amount} at {item.received_at:%Y-%m-%d %H:%M:%S %Z}: {item.provider}'s {item.event_id}"
 
 
 async def _look_at_screens(tx: Tx, redis_url: str | None, lines: list[Listed]) -> list[Listed]:
@@ -92,14 +115,23 @@ async def _look_at_screens(tx: Tx, redis_url: str | None, lines: list[Listed]) -
 NOTHING_FOUND = "There is no such payment: nobody has paid yet, or an id is wrong."
 
 
-async def _survey(tx: Tx) -> Seen:
-    """What waits, the longest first; what is stuck without being in the register; then the most recent others."""
+async def _survey(tx: Tx, unclaimed_after: timedelta) -> Seen:
+    """What waits, the longest first; what is stuck without being in the register; then the most recent others.
+
+    A payment that was only asked for is no trouble: most are baskets that somebody left. Asked for by its id it is told
+    in full.
+    """
     waiting = await list_undelivered(tx, reason=None, cursor=None, limit=RECENT_PAYMENTS_MAX)
     known = {line.finding.payment_id for line in waiting.items}
     recent = [line for line in await list_lines(tx, await choose_payments(tx)) if line.finding.payment_id not in known]
-    stuck = [line for line in recent if line.finding.reason]
+    unpaid = [line for line in recent if is_unpaid(line.finding)]
+    others = [line for line in recent if not is_unpaid(line.finding)]
     return Seen(
-        [*waiting.items, *stuck], [line for line in recent if not line.finding.reason], bool(waiting.next_cursor)
+        [*waiting.items, *(line for line in others if line.finding.reason)],
+        [line for line in others if not line.finding.reason],
+        unpaid,
+        await list_unclaimed(tx, unclaimed_after),
+        more=bool(waiting.next_cursor),
     )
 
 

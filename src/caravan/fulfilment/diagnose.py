@@ -140,11 +140,23 @@ def _explain_uncaptured(facts: Facts, now: datetime) -> Explanation:
             Technical.WEBHOOK_NOT_RECEIVED,
             [
                 f"Asked for at {_time(facts, facts.created_at)} and {facts.provider} has not said since"
-                " whether it was paid. Look it up at the provider: if it was paid, have the webhook sent again."
+                f" whether it was paid. {_LOOK_UP[facts.status]}"
             ],
             None,
         )
     return None, ["No money was captured: there is nothing to deliver."], None
+
+
+_LOOK_UP = {
+    "created": "Unpaid, unless the family says otherwise: then look it up at the provider, and if it was paid, have the"
+    " webhook sent again.",
+    "pending": "Look it up at the provider: if it was paid, have the webhook sent again.",
+}
+
+
+def is_unpaid(finding: Finding) -> bool:
+    """Only asked for, and nobody has said that it was tried: no trouble by itself."""
+    return finding.stage == "created" and finding.reason in (None, Technical.WEBHOOK_NOT_RECEIVED)
 
 
 def _waiting(facts: Facts) -> list[str]:
