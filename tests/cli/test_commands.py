@@ -305,7 +305,39 @@ def test_what_is_not_there(up: Up) -> None:
     assert "[STUDENT_NOT_FOUND]" in refused(up, "clear-cache", nobody)
     assert "[PURCHASE_NOT_FOUND]" in refused(up, "trigger-allocation", nobody, nobody)
     assert "[DEAD_LETTER_NOT_FOUND]" in refused(up, "dead-letters", "show", nobody)
-    assert run(up, "diagnose", nobody) == {"items": []}
+    assert f"There is no student {nobody}, and nothing else has this id. [STUDENT_NOT_FOUND]" in refused(
+        up, "diagnose", nobody
+    )
+
+
+def test_an_id_of_something_else_is_told_with_how_to_ask(up: Up) -> None:
+    student, course = up.demo["students"][0], up.demo["courses"][0]
+    payment = up.buy(student, "1:00 PM")
+    until(lambda: stage_of(up, payment)[0] != "paid", "its purchase")
+    purchase = rows(up, "select id from student_course_purchases where payment_id = %s", payment)[0]["id"]
+
+    for given, what in ((payment, "payment"), (purchase, "purchase")):
+        told = refused(up, "diagnose", given)
+        assert f"is the id of a {what}, not of a student. Ask: caravan diagnose --payment {payment}" in told
+    assert f"Ask: caravan diagnose --payment {payment}" in refused(up, "diagnose", "--payment", purchase)
+    assert f"Ask: caravan diagnose {student['id']}" in refused(up, "diagnose", "--payment", student["id"])
+    assert "is the id of a course, not of a student" in refused(up, "diagnose", course["id"])
+    assert "[COURSE_NOT_FOUND]" in refused(up, "diagnose", student["id"], uuid4())
+
+
+def test_a_student_who_bought_nothing(up: Up) -> None:
+    student = rows(up, "insert into students (id, name) values (gen_random_uuid(), 'Nobody Yet') returning id")[0]["id"]
+
+    assert run(up, "diagnose", student) == {"items": []}
+    done = caravan("diagnose", student, up.demo["courses"][0]["id"], "--data", up.data)
+    assert (done.returncode, done.stdout) == (0, "Nobody Yet has no payments for Robotics: nothing was bought yet.\n")
+
+
+def test_an_email_address_is_no_id() -> None:
+    done = caravan("diagnose", "asha@demo.caravan.example")
+
+    assert done.returncode == 2
+    assert "is an e-mail address, and no id" in done.stderr
 
 
 # ------------------------------------------------------------------ mending

@@ -45,13 +45,14 @@ REDIS_SECONDS_MAX = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What `diagnose` tells in full, then in one line each; `more` wait beyond those."""
+    """What `diagnose` tells in full, then in one line each; `more` wait beyond those. `nothing`: why it tells none."""
 
     told: list[Listed]
     delivered: list[Listed] = field(default_factory=list[Listed])
     unpaid: list[Listed] = field(default_factory=list[Listed])
     unclaimed: list[Unclaimed] = field(default_factory=list[Unclaimed])
     more: bool = False
+    nothing: str = "Nobody has paid yet."
 
 
 def diagnose(
@@ -63,8 +64,8 @@ def diagnose(
                 return await _survey(tx, timedelta(minutes=settings.unclaimed_minutes))
             chosen = await choose_payments(tx, student_id=student_id, course_id=course_id, payment_id=payment_id)
             found = await list_lines(tx, chosen)
-            if not found and payment_id is not None:
-                raise PaymentNotFound
+            if not found:
+                return Seen([], nothing=await _why_nothing(tx, student_id, course_id, payment_id))
             return Seen(await _look_at_screens(tx, settings.redis_url, found))
 
     seen = run(data, work)
@@ -86,7 +87,7 @@ def _survey_text(seen: Seen) -> str:
         parts.append(_listed(well, map(_line, seen.delivered)))
     if seen.unpaid:
         parts.append(_listed("Not paid, so nothing to deliver:", map(_line, seen.unpaid)))
-    return "\n\n".join(parts) or NOTHING_FOUND
+    return "\n\n".join(parts) or seen.nothing
 
 
 def _listed(head: str, lines: Iterable[str]) -> str:
@@ -112,7 +113,48 @@ async def _look_at_screens(tx: Tx, redis_url: str | None, lines: list[Listed]) -
     return [replace(line, finding=finding) for line, finding in zip(lines, found, strict=True)]
 
 
-NOTHING_FOUND = "There is no such payment: nobody has paid yet, or an id is wrong."
+# What an id is the id of, of the things that somebody may have copied it from; and the payment that it leads to.
+WHOSE_ID = """
+select 'student' as what, name, null::uuid as payment_id from students where id = %(id)s
+union all select 'course', title, null from courses where id = %(id)s
+union all select 'trainer', name, null from trainers where id = %(id)s
+union all select 'payment', null, id from payments where id = %(id)s
+union all select 'purchase', null, payment_id from student_course_purchases where id = %(id)s
+union all select 'allocation', null, pu.payment_id
+  from trainer_allocations a join student_course_purchases pu on pu.id = a.purchase_id where a.id = %(id)s
+"""
+
+
+class CourseNotFound(NotFound):
+    """There is no such course."""
+
+    code = "COURSE_NOT_FOUND"
+
+
+async def _why_nothing(tx: Tx, student_id: UUID | None, course_id: UUID | None, payment_id: UUID | None) -> str:
+    """In a sentence: the ids are right, and nobody has paid. Raises for an id that isn't what it is given as."""
+    if payment_id is not None:
+        await _check_id(tx, payment_id, "payment", PaymentNotFound)
+    name = await _check_id(tx, student_id, "student", StudentNotFound) if student_id else None
+    title = await _check_id(tx, course_id, "course", CourseNotFound) if course_id else None
+    return f"{name or 'This student'} has no payments{f' for {title}' if title else ''}: nothing was bought yet."
+
+
+async def _check_id(tx: Tx, given: UUID, wanted: str, error: type[NotFound]) -> str | None:
+    """The name of what is `wanted`. Raises `error`, with what the id is instead and how to ask for that."""
+    found = await tx.all(WHOSE_ID, {"id": given})
+    if not found:
+        raise error(f"There is no {wanted} {given}, and nothing else has this id.")
+    for row in found:
+        if row["what"] == wanted:
+            return row["name"]
+    what, leads_to = found[0]["what"], found[0]["payment_id"]
+    said = f"{given} is the id of {'an' if what == 'allocation' else 'a'} {what}, not of a {wanted}."
+    if what == "student":
+        raise error(f"{said} Ask: caravan diagnose {given}")
+    if leads_to:
+        raise error(f"{said} Ask: caravan diagnose --payment {leads_to}")
+    raise error(said)
 
 
 async def _survey(tx: Tx, unclaimed_after: timedelta) -> Seen:
@@ -160,7 +202,7 @@ def _document(line: Listed) -> dict[str, Any]:
 
 
 def _text(lines: Sequence[Listed]) -> str:
-    return "\n\n".join(_paragraph(line) for line in lines) or NOTHING_FOUND
+    return "\n\n".join(_paragraph(line) for line in lines)
 
 
 def _paragraph(line: Listed) -> str:
