@@ -9,6 +9,7 @@ from uuid import UUID
 
 import typer
 
+from caravan.apps.services import SERVICES
 from caravan.cli.options import AsJson, Data, Id, Note, an_id
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ Course = Annotated[
 ]
 City = Annotated[str | None, typer.Option("--city", metavar="NAME", help="Only students who live in this city.")]
 Why = Annotated[str, typer.Option("--note", help="Why: kept in the audit log.")]
+
+SERVICE_NAMES = ", ".join(SERVICES)
 
 app = typer.Typer(
     name="caravan",
@@ -68,9 +71,10 @@ def up(
     raise typer.Exit(run(settings))
 
 
-@app.command()
+# A list of its own: a paragraph would be wrapped within the names.
+@app.command(epilog="\b\nNames:\n  " + "\n  ".join(SERVICES))
 def serve(
-    name: Annotated[str, typer.Argument(help="The service, such as purchase-worker.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The service, see below.")] = "",
     data: Data = None,
     host: Annotated[str | None, typer.Option(help="The address to listen on (127.0.0.1).")] = None,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="The port (8080; a worker: none).")] = None,
@@ -79,11 +83,11 @@ def serve(
 
     On the database of POSTGRES_URL (or of --data, where `up` runs).
     """
-    from caravan.apps.services import SERVICES
     from caravan.cli.options import database_settings
 
     if name not in SERVICES:
-        raise typer.BadParameter(f"{name} is not one of {', '.join(SERVICES)}", param_hint="NAME")
+        said = f"{name} is not one of {SERVICE_NAMES}" if name else f"choose one of {SERVICE_NAMES}"
+        raise typer.BadParameter(said, param_hint="NAME")
     settings = database_settings(data, host=host, port=port)
     from caravan.apps.serve import serve as run
 

@@ -125,6 +125,7 @@ class Reconciler:
         with suppress(Exception):  # a lease that is not given back ends by itself
             async with self.db.transaction(SERVICE) as tx:
                 await workers.leave(tx, self.worker)
+        log.info("[Reconciler] Stopped", worker=self.worker.name)
 
     async def _turn(self, stop: asyncio.Event) -> None:
         """One turn, which a stop lets end by itself, but not for long: the database may be away."""
