@@ -176,7 +176,9 @@ def test_the_first_student_can_be_served_in_every_mode(up: Up, mode: str) -> Non
 
 
 def test_a_well_installation(up: Up) -> None:
-    assert run(up, "doctor")["ok"] is True
+    well = run(up, "doctor")
+    assert well["ok"] is True
+    assert {"name": "payment provider", "ok": True, "said": "sandbox, of the demo"} in well["checks"]
     assert {row["service"] for row in run(up, "workers")["items"] if row["alive"]} == {
         "purchase-worker",
         "allocation-worker",
