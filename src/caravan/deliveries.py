@@ -6,6 +6,7 @@ table itself. Money that is neither here, delivered nor refunded is a broken inv
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -13,10 +14,13 @@ from typing import Any
 from uuid import UUID
 
 import msgspec
+import structlog
 
 from caravan.db import Tx
 from caravan.eventlog import outbox
 from caravan.events import PurchaseBlocked, PurchaseUnblocked
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
 class Stage(StrEnum):
@@ -151,6 +155,9 @@ async def block(tx: Tx, blocks: Sequence[Block]) -> None:
             for row in news
         ],
     )
+    if news:
+        reasons = Counter(str(by_payment[row["payment_id"]].reason) for row in news)
+        log.info("Purchases wait", count=len(news), reasons=dict(reasons))
 
 
 # Take the stored reason away (never a hold's); returns what it was.

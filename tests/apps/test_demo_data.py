@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
 from caravan.apps.demo_data import DemoRefused, ensure_demo
 from caravan.apps.folder import DataFolder
 from caravan.db import Database
+from caravan.people.students import link_student
 from caravan.settings import Settings, load_settings
 from caravan.web.auth import check_password
 from tests.builders import a_course
@@ -40,6 +42,31 @@ async def test_a_second_run_changes_nothing_but_the_address(db: Database, settin
         assert await tx.value("select count(*) from accounts") == 10
     for account in (first["admin"], first["support"], first["trainer"], *first["students"], *first["rehearsal"]):
         assert await _accepts(db, account["email"], account["password"])
+
+
+async def test_who_and_what_was_renamed_is_found_again(db: Database, settings: Settings) -> None:
+    folder = DataFolder(settings.data_dir)
+    await ensure_demo(db, settings, URL)
+    first = folder.read_demo()
+    async with db.transaction() as tx:
+        await tx.execute("update students set name = 'Renamed ' || name")
+        await tx.execute("update courses set title = 'Renamed ' || title")
+        await tx.execute("update trainers set name = 'Renamed ' || name")
+        await tx.execute("update accounts set name = 'Renamed ' || name")
+        # An older student joins a family: still not one of those that the demo made for it.
+        await link_student(
+            tx,
+            await tx.value("select id from accounts where email = 'meera@demo.caravan.example'"),
+            UUID(first["students"][0]["id"]),
+        )
+
+    await ensure_demo(db, settings, URL)
+
+    again = folder.read_demo()
+    for part in ("students", "rehearsal", "courses"):
+        assert [each["id"] for each in again[part]] == [each["id"] for each in first[part]]
+    assert again["students"][0]["name"] == f"Renamed {first['students'][0]['name']}"
+    assert again["rehearsal"] == first["rehearsal"]  # its names are parts to be played
 
 
 async def test_lost_passwords_are_replaced(db: Database, settings: Settings) -> None:

@@ -14,6 +14,7 @@ from urllib.request import urlopen
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from caravan.apps.services import SERVICES, WEB
 from harness.processes import free_port
@@ -99,6 +100,49 @@ def test_a_worker_shows_its_progress(serve: Callable[[str], Served], database_ur
     assert served.stop() == 0
     with psycopg.connect(database_url) as connection:
         assert connection.execute("select service from workers").fetchall() == []
+
+
+@pytest.mark.parametrize("name", ["student-service", "session-worker", "reconciler"])
+def test_it_says_where_it_answers_and_that_it_stopped(
+    serve: Callable[[str], Served], name: str, database_url: str
+) -> None:
+    served = serve(name)
+    until(lambda: "Service is ready" in served.log.read_text(), "its line")
+    assert served.stop() == 0
+
+    said = served.log.read_text()
+    (ready,) = [line for line in said.splitlines() if "Service is ready" in line]
+    host = conninfo_to_dict(database_url)
+    assert name in ready
+    assert f"http://127.0.0.1:{served.port}" in ready
+    assert f"{host['host']}:{host['port']}/{host['dbname']}" in ready
+    assert str(host["user"]) not in ready.replace(str(host["host"]), "")
+    assert said.count("Service stopped") == 1
+    assert ("[Reconciler] Stopped" in said) == (name == "reconciler")
+
+
+@pytest.mark.parametrize("name", ["payment-service", "cache-worker"])
+def test_a_port_that_is_taken_is_refused_as_up_does(
+    serve: Callable[[str], Served], name: str, database_url: str
+) -> None:
+    port = serve("student-service").port
+
+    refused = caravan("serve", name, "--port", port, POSTGRES_URL=database_url)
+
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr == (
+        f"caravan: {name} cannot start: Port {port} on 127.0.0.1 cannot be used (Address already in use):"
+        " stop what runs there, or choose another one with --port.\n"
+    )
+
+
+def test_the_names_are_listed() -> None:
+    without, helped = caravan("serve"), caravan("serve", "--help")
+
+    assert (without.returncode, helped.returncode) == (2, 0)
+    for name in SERVICES:
+        assert name in " ".join(without.stderr.split())
+        assert name in " ".join(helped.stdout.split())
 
 
 def test_a_database_without_our_schema_is_one_line(postgres_url: str) -> None:

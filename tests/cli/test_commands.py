@@ -176,7 +176,9 @@ def test_the_first_student_can_be_served_in_every_mode(up: Up, mode: str) -> Non
 
 
 def test_a_well_installation(up: Up) -> None:
-    assert run(up, "doctor")["ok"] is True
+    well = run(up, "doctor")
+    assert well["ok"] is True
+    assert {"name": "payment provider", "ok": True, "said": "sandbox, of the demo"} in well["checks"]
     assert {row["service"] for row in run(up, "workers")["items"] if row["alive"]} == {
         "purchase-worker",
         "allocation-worker",
@@ -246,6 +248,55 @@ def test_a_missing_worker_is_a_problem_found(up: Up) -> None:
     assert all(line.startswith("  ") for line in others.strip("\n").splitlines())
 
 
+def test_a_basket_that_was_left_is_no_trouble(up: Up) -> None:
+    left = rows(up, ASK_ONLY, up.demo["students"][1]["id"])[0]["id"]
+    try:
+        told = caravan("diagnose", "--data", up.data)
+        assert told.returncode == 0
+        assert str(left) in told.stdout.partition("Not paid, so nothing to deliver:")[2]
+        assert "WEBHOOK_NOT_RECEIVED" not in told.stdout
+        assert run(up, "diagnose")["items"][-1]["paymentId"] == str(left)
+        # Asked for by its id it is told in full: somebody may say that they paid.
+        (item,) = run(up, "diagnose", "--payment", left, code=6)["items"]
+        assert (item["stage"], item["reason"]) == ("created", "WEBHOOK_NOT_RECEIVED")
+        assert "Unpaid, unless the family says otherwise" in item["evidence"][-1]
+        # Tried at the provider, it is one.
+        rows(up, "update payments set status = 'pending' where id = %s returning id", left)
+        assert caravan("diagnose", "--data", up.data).stdout.splitlines()[0].endswith("pending, WEBHOOK_NOT_RECEIVED")
+    finally:
+        rows(up, "delete from payments where id = %s returning id", left)
+
+
+# As a checkout does, ten minutes ago.
+ASK_ONLY = """
+with c as (
+  insert into checkouts (id, student_id, sessions, price_cents, currency, raw, created_at, expires_at)
+  select gen_random_uuid(), id, 10, 1000, 'INR', '{}', now() - interval '10 minutes', now() from students where id = %s
+  returning *
+)
+insert into payments (id, checkout_id, student_id, provider, status, amount_cents, currency, metadata, created_at)
+select gen_random_uuid(), id, student_id, 'sandbox', 'created', 1000, 'INR', '{}', created_at from c returning id
+"""
+
+
+def test_unclaimed_money_is_trouble(up: Up) -> None:
+    rows(up, UNCLAIMED)
+    try:
+        told = caravan("diagnose", "--data", up.data)
+        assert told.returncode == 6
+        assert "sandbox's evt_of_nobody" in told.stdout.partition("Unclaimed money")[2].splitlines()[1]
+        assert run(up, "diagnose", code=6)["unclaimed"][0]["eventId"] == "evt_of_nobody"
+    finally:
+        rows(up, "delete from webhook_events where event_id = 'evt_of_nobody' returning event_id")
+
+
+UNCLAIMED = """
+insert into webhook_events (provider, event_id, type, payment_id, amount_cents, currency, sent_at, received_at, body)
+values ('sandbox', 'evt_of_nobody', 'payment.succeeded', gen_random_uuid(), 1000, 'INR', now() - interval '1 hour',
+        now() - interval '1 hour', '') returning event_id
+"""
+
+
 def test_what_is_not_there(up: Up) -> None:
     nobody = uuid4()
 
@@ -256,7 +307,39 @@ def test_what_is_not_there(up: Up) -> None:
     assert "[STUDENT_NOT_FOUND]" in refused(up, "clear-cache", nobody)
     assert "[PURCHASE_NOT_FOUND]" in refused(up, "trigger-allocation", nobody, nobody)
     assert "[DEAD_LETTER_NOT_FOUND]" in refused(up, "dead-letters", "show", nobody)
-    assert run(up, "diagnose", nobody) == {"items": []}
+    assert f"There is no student {nobody}, and nothing else has this id. [STUDENT_NOT_FOUND]" in refused(
+        up, "diagnose", nobody
+    )
+
+
+def test_an_id_of_something_else_is_told_with_how_to_ask(up: Up) -> None:
+    student, course = up.demo["students"][0], up.demo["courses"][0]
+    payment = up.buy(student, "1:00 PM")
+    until(lambda: stage_of(up, payment)[0] != "paid", "its purchase")
+    purchase = rows(up, "select id from student_course_purchases where payment_id = %s", payment)[0]["id"]
+
+    for given, what in ((payment, "payment"), (purchase, "purchase")):
+        told = refused(up, "diagnose", given)
+        assert f"is the id of a {what}, not of a student. Ask: caravan diagnose --payment {payment}" in told
+    assert f"Ask: caravan diagnose --payment {payment}" in refused(up, "diagnose", "--payment", purchase)
+    assert f"Ask: caravan diagnose {student['id']}" in refused(up, "diagnose", "--payment", student["id"])
+    assert "is the id of a course, not of a student" in refused(up, "diagnose", course["id"])
+    assert "[COURSE_NOT_FOUND]" in refused(up, "diagnose", student["id"], uuid4())
+
+
+def test_a_student_who_bought_nothing(up: Up) -> None:
+    student = rows(up, "insert into students (id, name) values (gen_random_uuid(), 'Nobody Yet') returning id")[0]["id"]
+
+    assert run(up, "diagnose", student) == {"items": []}
+    done = caravan("diagnose", student, up.demo["courses"][0]["id"], "--data", up.data)
+    assert (done.returncode, done.stdout) == (0, "Nobody Yet has no payments for Robotics: nothing was bought yet.\n")
+
+
+def test_an_email_address_is_no_id() -> None:
+    done = caravan("diagnose", "asha@demo.caravan.example")
+
+    assert done.returncode == 2
+    assert "is an e-mail address, and no id" in done.stderr
 
 
 # ------------------------------------------------------------------ mending
@@ -271,6 +354,12 @@ def test_a_purchase_by_hand_step_by_step_as_the_reports_did(up: Up) -> None:
     would = run(up, "repair", "--payment", payment, "--dry-run")
     assert would["dryRun"] is True
     assert would["items"][0]["step"] == "create_purchase"
+    assert (would["items"][0]["purchaseId"], would["items"][0]["did"]) == (None, "Would create the purchase.")
+    told = caravan("repair", "--payment", payment, "--dry-run", "--data", up.data).stdout
+    assert told == (
+        f"Nothing was changed. Payment {payment}: Would create the purchase."
+        " Then: The course is added, but it has no trainer yet.\n"
+    )
     assert stage_of(up, payment) == ("paid", None)
 
     (created,) = run(up, "create-purchase", payment, "--note", "by hand")["items"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from pathlib import Path
 from uuid import uuid4
 
@@ -57,3 +58,11 @@ def test_redis_well_refusing_and_gone(tmp_path: Path, redis_server: RedisServer)
 
 def test_without_either_nothing_is_said_of_them(tmp_path: Path) -> None:
     assert not {"Kafka", "Redis"} & doctor(tmp_path).keys()
+
+
+def test_a_payment_provider_that_is_not_set_is_said(tmp_path: Path) -> None:
+    fine, said = doctor(tmp_path)["payment provider"]
+    assert (fine, said.startswith("none is set here (CARAVAN_SANDBOX_WEBHOOK_SECRET)")) == (True, True)
+    secret = "whsec_" + b64encode(b"s" * 32).decode()
+    fine, said = doctor(tmp_path, CARAVAN_SANDBOX_WEBHOOK_SECRET=secret)["payment provider"]
+    assert (fine, said) == (True, "sandbox (CARAVAN_SANDBOX_WEBHOOK_SECRET)")

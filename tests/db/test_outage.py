@@ -12,11 +12,12 @@ from pathlib import Path
 import psycopg
 import pytest
 from psycopg_pool import PoolTimeout
+from structlog.testing import capture_logs
 
 from caravan.db import Database, Tx
 from caravan.db.embedded import EmbeddedPostgres
 from caravan.db.pool import OWN_ID
-from caravan.db.wake import EVERYTHING, Wake
+from caravan.db.wake import EVERYTHING, RETRY_SECONDS, Wake
 from caravan.errors import is_transient
 
 DOWN_SECONDS = 4.0  # the pool alone would try at 0, 1, 3 and 7 seconds
@@ -128,6 +129,40 @@ async def test_the_first_hint_after_a_crash_is_heard(server: EmbeddedPostgres) -
     finally:
         await speaker.stop()
         await listener.stop()
+
+
+async def test_hints_that_are_lost_and_found_are_a_line_each(server: EmbeddedPostgres) -> None:
+    """Each process wrote five a second for as long as the server was away."""
+    back = asyncio.Event()
+    wake = Wake(server.url)
+    wake.subscribe(lambda keys: back.set())
+    with capture_logs() as lines:
+        await wake.start()
+        try:
+            async with asyncio.timeout(DOWN_SECONDS):
+                await back.wait()
+                back.clear()
+                wake.send(["news"])
+                while wake._own_pid == 0:  # noqa: ASYNC110 # pyright: ignore[reportPrivateUsage] - the other way stands too
+                    await asyncio.sleep(0.01)
+            kill(server)
+            wake.send(["news"])
+            await asyncio.sleep(RETRY_SECONDS * 5)
+            assert sorted(line["event"] for line in lines) == LOST
+            back.clear()
+            server.start()
+            async with asyncio.timeout(DOWN_SECONDS):
+                while len(lines) < 4:  # noqa: ASYNC110 - a log has no signal
+                    await asyncio.sleep(0.01)
+        finally:
+            await wake.stop()
+    assert sorted(line["event"] for line in lines[2:]) == FOUND
+    assert all(line["log_level"] == "warning" and line["error"] for line in lines[:2])
+    assert all(line["log_level"] == "info" and line["seconds"] >= RETRY_SECONDS for line in lines[2:])
+
+
+LOST = ["wake-up hints not heard, polling meanwhile", "wake-up hints not sent, pollers will find what waits"]
+FOUND = ["wake-up hints are heard again", "wake-up hints are sent again"]
 
 
 # ------------------------------------------------------------------ a commit that a crash cut off

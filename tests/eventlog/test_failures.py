@@ -9,6 +9,7 @@ from uuid import UUID
 import psycopg
 import pytest
 from psycopg import errors as pg
+from structlog.testing import capture_logs
 
 from caravan.db import Database, Tx
 from caravan.db.wake import Wake
@@ -134,8 +135,9 @@ async def test_unknown_types_newer_versions_and_malformed_events_are_parked(db: 
         await tx.execute("update outbox set data_version = 99 where correlation_id = %(p)s", {"p": str(payments[1])})
         await tx.execute("update outbox set data = '{}' where correlation_id = %(p)s", {"p": str(payments[2])})
     await consumer.enter()
-    while await consumer.run_once():
-        pass
+    with capture_logs() as lines:
+        while await consumer.run_once():
+            pass
     assert await effects(db) == [payments[3]]
     async with db.transaction() as tx:
         letters = await dead_letters.list_dead_letters(tx)
@@ -144,6 +146,11 @@ async def test_unknown_types_newer_versions_and_malformed_events_are_parked(db: 
         str(payments[1]): "NEWER_VERSION",
         str(payments[2]): "MALFORMED",
     }
+    told = [line for line in lines if line["log_level"] == "error"]
+    assert {line["event"] for line in told} == {"[EffectWorker] event parked in dead_letters"}
+    assert sorted((line["event_id"], line["type"], line["correlation_id"], line["code"]) for line in told) == sorted(
+        (str(letter.event_id), letter.event_type, letter.correlation_id, letter.code) for letter in letters
+    )
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,12 @@ def a_row(name: str = "purchase-worker@here", **more: Any) -> WorkerRow:
             " Start it: caravan serve purchase-worker",
         ),
         (
+            {"messages": 1, "seconds": 40.0, "workers_alive": 0, "reconciler_alive": True},
+            "down",
+            "Down? 1 event waits and no purchase-worker is alive: no event is heard, and the reconciler does what is"
+            " missing meanwhile, slowly. Start it: caravan serve purchase-worker",
+        ),
+        (
             {"workers_alive": 0},
             "unknown",
             "Unknown: nothing waits, and no purchase-worker is alive to say so."
@@ -126,6 +132,22 @@ def test_a_service_without_anybody_is_named_too() -> None:
         ("reconciler", "unknown"),
     ]
     assert [each.state for each in stand([], [a_lag(workers_alive=0)])] == ["unknown", "unknown"]
+
+
+async def test_what_the_reconciler_goes_on_for_does_not_stand_still(db: Database) -> None:
+    shop = await open_shop(db)
+    await shop.work()
+    await shop.bought()
+
+    async def sentences() -> dict[str, str]:
+        async with db.transaction(read_only=True) as tx:
+            return {lag.service: lag.sentence for lag in await list_lag(tx)}
+
+    assert "nothing will start" in (await sentences())[SERVICE]
+    async with db.transaction() as tx:
+        await enter(tx, Worker("reconciler", None, "b", "reconciler@here"))
+    assert "the reconciler does what is missing" in (await sentences())[SERVICE]
+    assert not any("reconciler" in said for service, said in (await sentences()).items() if service == "cache-worker")
 
 
 async def test_the_same_from_the_database(db: Database) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from structlog.testing import capture_logs
 
 from caravan.db import Database
 from caravan.fulfilment.diagnose import diagnose
@@ -59,11 +60,16 @@ async def test_within_its_leeway_a_payment_is_the_workers(db: Database, reconcil
 async def test_a_waiting_payment_is_looked_at_again(db: Database, reconciler: Reconciler) -> None:
     road = await world.a_payment(db, reason="NO_TRAINER_AVAILABLE")
     await world.purchased(db, road)
-    assert (await reconciler.run_once())["waiting"] == 0
+    with capture_logs() as lines:
+        assert (await reconciler.run_once())["waiting"] == 0
+    assert "[Reconciler] step taken" not in [line["event"] for line in lines]
     await a_free_trainer(db, road)
     assert "waiting" not in await reconciler.run_once()  # once a minute
     reconciler.tasks[[task.name for task in reconciler.tasks].index("waiting")].due = 0
-    assert (await reconciler.run_once())["waiting"] == 1
+    with capture_logs() as lines:
+        assert (await reconciler.run_once())["waiting"] == 1
+    (taken,) = [line for line in lines if line["event"] == "[Reconciler] step taken"]
+    assert (taken["task"], taken["step"], taken["count"]) == ("waiting", "allocate_trainer", 1)
 
 
 async def test_money_missing_from_the_register_is_found(db: Database, reconciler: Reconciler) -> None:

@@ -8,9 +8,11 @@ import pytest
 
 from caravan.apps.subscriptions import BY_GROUP, SUBSCRIPTIONS
 from caravan.db import Database
+from caravan.eventlog.dead_letters import DeadLetterUnreadable
 from caravan.eventlog.drain import drain
+from caravan.fulfilment.diagnose import diagnose
 from caravan.fulfilment.invariants import check
-from caravan.fulfilment.repair import OperatorMustDecide, PaymentNotFound, Repaired, repair
+from caravan.fulfilment.repair import OperatorMustDecide, PaymentNotFound, Repaired, repair, replay
 from caravan.ids import new_id
 from tests.fulfilment import world
 from tests.fulfilment.test_diagnose import some_sessions_gone
@@ -61,6 +63,27 @@ async def test_each_press_does_one_step_until_it_is_delivered(db: Database) -> N
     assert await violations(db) == []
 
 
+async def test_a_dry_run_names_nothing_that_will_not_exist(db: Database) -> None:
+    road = await world.a_payment(db)
+    await a_free_trainer(db, road)
+    said: list[str] = []
+    for _step in range(3):
+        async with db.transaction("admin-service") as tx:
+            await tx.execute("savepoint before")
+            would = await repair(tx, road.payment_id, by="ops", note=None, subscriptions=BY_GROUP, dry_run=True)
+            await tx.execute("rollback to savepoint before")
+            tx.outgoing.clear()
+        said.append(would.did)
+        before = await repaired(db, road)
+        assert (would.step, would.stage) == (before.step, before.stage)
+        assert would.purchase_id in (None, before.purchase_id)
+    assert said == [
+        "Would create the purchase.",
+        f"Would allocate a trainer: now it would be Ravi ({road.trainer_id}).",
+        "Would create the missing sessions: 3 would be scheduled.",
+    ]
+
+
 async def test_after_one_press_the_workers_go_on(db: Database) -> None:
     road = await world.a_payment(db)
     await a_free_trainer(db, road)
@@ -96,6 +119,25 @@ async def test_sessions_that_vanished_after_delivery_come_back(db: Database) -> 
     done = await repaired(db, road)
     assert (done.stage_before, done.reason_before, done.stage) == ("allocated", "SESSIONS_MISSING", "scheduled")
     assert await violations(db) == []
+
+
+async def test_what_cannot_be_read_is_not_replayed_but_done_from_the_tables(db: Database) -> None:
+    road = await world.a_payment(db)
+    event_id = await world.said(db, road, "PURCHASE_CONFIRMED")
+    letter_id = await world.parked(db, road, "PURCHASE_CONFIRMED", event_id, code="MALFORMED")
+    async with db.transaction(read_only=True) as tx:
+        (finding,) = await diagnose(tx, payment_id=road.payment_id)
+    assert finding.reason == "IN_DEAD_LETTERS"
+    assert finding.action is not None
+    assert (finding.action.name, finding.action.label) == ("repair", "Create the purchase")
+    assert "discarded by hand" in (finding.action.hint or "")
+    async with db.transaction("admin-service") as tx:
+        with pytest.raises(DeadLetterUnreadable) as refused:
+            await replay(tx, letter_id, BY_GROUP, by="ops@example.com", note="by hand")
+    for words in ("discard it", f"caravan diagnose --payment {road.payment_id}", "caravan repair --payment"):
+        assert words in refused.value.detail
+    done = await repaired(db, road)
+    assert (done.step, done.stage) == ("create_purchase", "purchased")
 
 
 async def test_delivered_but_registered_is_taken_off(db: Database) -> None:

@@ -161,13 +161,15 @@ async def processed(db: Database, road: Road, event_type: str, event_id: UUID | 
         )
 
 
-async def parked(db: Database, road: Road, event_type: str, event_id: UUID) -> UUID:
+async def parked(
+    db: Database, road: Road, event_type: str, event_id: UUID, *, code: str = "HANDLER_FAILED"
+) -> UUID:
     dead_letter_id = new_id()
     async with db.transaction() as tx:
         await tx.execute(
             """insert into dead_letters (id, consumer_group, event_id, event_type, correlation_id, envelope, code,
                  error, attempts, created_at)
-               values (%(id)s, %(group)s, %(event_id)s, %(type)s, %(payment_id)s::text, %(envelope)s, 'HANDLER_FAILED',
+               values (%(id)s, %(group)s, %(event_id)s, %(type)s, %(payment_id)s::text, %(envelope)s, %(code)s,
                  'KeyError: x', 3, %(now)s)""",
             road.__dict__
             | {
@@ -177,6 +179,7 @@ async def parked(db: Database, road: Road, event_type: str, event_id: UUID) -> U
                 "group": GROUPS[event_type][0],
                 "now": tx.now,
                 "envelope": Jsonb({}),
+                "code": code,
             },
         )
     return dead_letter_id

@@ -13,6 +13,7 @@ from uuid import UUID
 
 import httpx2
 import pytest
+from structlog.testing import capture_logs
 
 from caravan.db import Database
 from caravan.ids import new_id
@@ -250,6 +251,10 @@ async def test_an_amount_that_waits_says_so(shop: Shop) -> None:
 
 async def test_without_a_provider_nothing_is_sold_for_money(db: Database, shop: Shop) -> None:
     async with client_of(make_app(db, router)) as client:
-        answer = await client.post("/api/v1/payments", json=shop.order, headers=shop.headers)
+        with capture_logs() as lines:
+            answer = await client.post("/api/v1/payments", json=shop.order, headers=shop.headers)
         assert (answer.status_code, answer.json()["code"]) == (503, "PROVIDER_OFF")
+        (told,) = [line for line in lines if line["log_level"] in ("warning", "error")]
+        assert (told["event"], told["log_level"], told["code"]) == ("request refused", "warning", "PROVIDER_OFF")
+        assert "exc_info" not in told
         assert (await client.post("/api/v1/webhooks/sandbox", content=b"{}")).status_code == 404

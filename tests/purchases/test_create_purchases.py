@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from structlog.testing import capture_logs
 
 from caravan import deliveries
 from caravan.calendar import InvalidSlot, StartInPast
@@ -107,10 +108,13 @@ async def test_what_is_wrong_is_a_stored_reason(db: Database, given: dict[str, A
         terms["student_id"] = terms["student_id"] or new_id()
         payment = await a_captured_payment(tx, **terms)
         good = await a_captured_payment(tx, student, course)
-    for _ in range(2):
-        async with db.transaction() as tx:
-            done = await create_purchases(tx, [payment, good])
-            assert done.waiting == {payment: reason}
+    with capture_logs() as lines:
+        for _ in range(2):
+            async with db.transaction() as tx:
+                done = await create_purchases(tx, [payment, good])
+                assert done.waiting == {payment: reason}
+    (told,) = [line for line in lines if line["event"] == "Purchases wait"]
+    assert (told["count"], told["reasons"]) == (1, {str(reason): 1})
     async with db.transaction() as tx:
         assert [row["payment_id"] for row in await purchases(tx)] == [good]  # one bad payment stops nobody else
         assert (await waits(tx, payment))[0] == reason

@@ -54,12 +54,14 @@ async def repair(
     *,
     subscriptions: Mapping[str, Subscription],
     notice: timedelta,
+    dry_run: bool = False,
 ) -> Repaired:
-    """The one safe next step. Raises what fulfilment.repair does."""
+    """The one safe next step; `dry_run` tells it as one that the caller takes back. Raises what fulfilment.repair
+    does."""
     note = require_note(note)
     async with audited(tx, actor, "repair", payment_id, note) as change:
         done = await repairs.repair(
-            tx, payment_id, by=actor.name, note=note, subscriptions=subscriptions, notice=notice
+            tx, payment_id, by=actor.name, note=note, subscriptions=subscriptions, notice=notice, dry_run=dry_run
         )
         change.did = done.did
     return done

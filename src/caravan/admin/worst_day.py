@@ -130,7 +130,11 @@ async def repair_many(
         told: list[Repaired] = []
 
         async def work(tx: Tx) -> None:
-            told[:] = [await money.repair(tx, actor, payment_id, note, subscriptions=subscriptions, notice=notice)]
+            told[:] = [
+                await money.repair(
+                    tx, actor, payment_id, note, subscriptions=subscriptions, notice=notice, dry_run=dry_run
+                )
+            ]
             if dry_run:
                 raise DryRun
 

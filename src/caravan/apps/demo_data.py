@@ -251,14 +251,16 @@ def _somewhere(places: random.Random) -> tuple[float, float]:
 
 # ------------------------------------------------------------------ demo.json
 
+# Each account's students as they came to it: those that the demo made are the first, whatever they are called by now.
 LIST_STUDENTS = """
 select s.id, s.name, lower(a.email) as email
 from account_students l join accounts a on a.id = l.account_id join students s on s.id = l.student_id
-where lower(a.email) = any(%(emails)b::text[]) order by s.created_at, s.id
+where lower(a.email) = any(%(emails)b::text[]) order by l.created_at, s.id
 """
+# Those that the incidents name are the first; the others as they were made.
 LIST_COURSES = """
 select id, title from courses where retired_at is null
-order by array_position(%(titles)b::text[], title), created_at, id
+order by array_position(%(ids)b::uuid[], id), created_at, id
 """
 
 
@@ -267,15 +269,16 @@ async def _describe(tx: Tx, settings: Settings, url: str, passwords: Passwords) 
     rows = await tx.all(LIST_STUDENTS, {"emails": [email_of(seed.key) for seed in families]})
     students: dict[bool, list[dict[str, str]]] = {True: [], False: []}
     for seed in families:
-        for name, _id, _place in seed.students:
-            row = next(each for each in rows if each["email"] == email_of(seed.key) and each["name"] == name)
+        theirs = [row for row in rows if row["email"] == email_of(seed.key)]
+        for (part, _id, _place), row in zip(seed.students, theirs, strict=False):  # others may have joined the family
+            name = part if seed.for_rehearsal else row["name"]  # `caravan demo` knows who plays a part by its name
             students[seed.for_rehearsal].append(
                 {"id": str(row["id"]), "name": name, "email": row["email"], "password": passwords[seed.key]}
             )
     sign_in = {
         key: {"email": email_of(key), "password": passwords[key]} for key in ("admin", "support", "trainer")
     }
-    rows = await tx.all(LIST_COURSES, {"titles": [seed.title for seed in COURSES]})
+    rows = await tx.all(LIST_COURSES, {"ids": [seed.id for seed in COURSES if seed.id]})
     courses = [{"id": str(row["id"]), "title": row["title"]} for row in rows]
     return {
         "url": url,

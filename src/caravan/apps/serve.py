@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import sys
+from contextlib import ExitStack
 
 import psycopg
 import structlog
@@ -13,9 +15,11 @@ import uvloop
 from caravan import telemetry
 from caravan.apps.bootstrap import Platform, open_platform
 from caravan.apps.line import leaves
+from caravan.apps.port import PortRefused, address, bind
 from caravan.apps.process import calm_collector
 from caravan.apps.services import SERVICES
 from caravan.db.migrate import SchemaProblem
+from caravan.db.reach import where
 from caravan.errors import DomainError
 from caravan.eventlog.member import Hopeless
 from caravan.eventlog.workers import Superseded
@@ -30,7 +34,7 @@ def serve(settings: Settings, name: str) -> int:
     telemetry.configure_logging(json=settings.log_json)
     try:
         uvloop.run(_serve(settings, name))
-    except (BadSettings, SchemaProblem, DomainError, psycopg.OperationalError, OSError) as error:
+    except (BadSettings, PortRefused, SchemaProblem, DomainError, psycopg.OperationalError, OSError) as error:
         print(f"caravan: {name} cannot start: {_first_line(error)}", file=sys.stderr)  # noqa: T201 - its one line
         return 1
     except Exception as error:
@@ -47,28 +51,47 @@ async def _serve(settings: Settings, name: str) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with exporting(settings.otlp_endpoint, name, settings.build), open_platform(settings) as platform:
-        if SERVICES[name].routers:
-            from caravan.apps.web import serve_web
+    web = bool(SERVICES[name].routers)
+    with ExitStack() as ports:
+        answers = web or "port" in settings.model_fields_set
+        sockets = [ports.enter_context(bind(settings.host, settings.port))] if answers else []
+        async with exporting(settings.otlp_endpoint, name, settings.build), open_platform(settings) as platform:
+            await (_serve_web if web else _serve_background)(platform, name, stop, sockets)
+    log.info("Service stopped", service=name)
 
-            calm_collector()
-            await serve_web(platform, [name], stop, process=name)
-        else:
-            await _serve_background(platform, name, stop)
+
+async def _serve_web(platform: Platform, name: str, stop: asyncio.Event, sockets: list[socket.socket]) -> None:
+    from caravan.apps.web import serve_web
+
+    calm_collector()
+    listening = asyncio.Event()
+    async with asyncio.TaskGroup() as parts:
+        parts.create_task(serve_web(platform, [name], stop, listening=listening, sockets=sockets, process=name))
+        await listening.wait()
+        _tell_ready(platform.settings, name, sockets)
 
 
-async def _serve_background(platform: Platform, name: str, stop: asyncio.Event) -> None:
+async def _serve_background(platform: Platform, name: str, stop: asyncio.Event, sockets: list[socket.socket]) -> None:
     """A worker; with CARAVAN_PORT it answers /healthz, /readyz and /metrics too."""
     from caravan.apps.worker import prepare_log, run_workers
 
     calm_collector()
     await prepare_log(platform, [name])
+    listening = asyncio.Event()
     async with asyncio.TaskGroup() as parts:
         parts.create_task(run_workers(platform, [name], stop))
-        if "port" in platform.settings.model_fields_set:
+        if sockets:
             from caravan.apps.web import serve_health
 
-            parts.create_task(serve_health(platform, name, stop))
+            parts.create_task(serve_health(platform, name, stop, listening=listening, sockets=sockets))
+            await listening.wait()
+        _tell_ready(platform.settings, name, sockets)
+
+
+def _tell_ready(settings: Settings, name: str, sockets: list[socket.socket]) -> None:
+    database = where(settings.postgres_url or "")
+    told = {"address": address(settings.host, settings.port)} if sockets else {}
+    log.info("Service is ready", service=name, **told, database=database)
 
 
 def _first_line(error: BaseException) -> str:

@@ -24,6 +24,7 @@ import psycopg
 from caravan.apps import control
 from caravan.apps.children import Child, ChildFailed, Order
 from caravan.apps.folder import DataFolder, FolderRefused
+from caravan.apps.port import PortRefused, address, bind
 from caravan.apps.progress import Progress
 from caravan.apps.services import WEB, background
 from caravan.db.embedded import EmbeddedPostgres, EmbeddedPostgresError
@@ -46,7 +47,7 @@ def up(settings: Settings) -> int:
     """Run until told to stop; the exit code. Problems of the start are one line on standard error."""
     try:
         return asyncio.run(Supervisor(settings).run())
-    except (UpRefused, FolderRefused, EmbeddedPostgresError, SchemaProblem) as error:
+    except (UpRefused, PortRefused, FolderRefused, EmbeddedPostgresError, SchemaProblem) as error:
         print(f"caravan: {error}", file=sys.stderr)  # noqa: T201 - the one line of a refused start
         return 1
 
@@ -99,25 +100,13 @@ class Supervisor:
 
     @property
     def url(self) -> str:
-        host = f"[{self.settings.host}]" if ":" in self.settings.host else self.settings.host
-        return f"http://{host}:{self.settings.port}"
+        return address(self.settings.host, self.settings.port)
 
     # -------------------------------------------------------------- start
 
     def _bind(self) -> socket.socket:
         """The web's port, taken before anything else starts, and kept over restarts of the web's process."""
-        family = socket.AF_INET6 if ":" in self.settings.host else socket.AF_INET
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((self.settings.host, self.settings.port))
-            listener.listen(2048)
-        except OSError as error:
-            listener.close()
-            raise UpRefused(
-                f"Port {self.settings.port} on {self.settings.host} cannot be used ({error.strerror}):"
-                " stop what runs there, or choose another one with --port."
-            ) from None
+        listener = bind(self.settings.host, self.settings.port)
         listener.set_inheritable(True)
         return listener
 

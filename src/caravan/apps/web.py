@@ -187,12 +187,20 @@ async def serve_web(
         await asyncio.wait({serving, pushing})
 
 
-async def serve_health(platform: Platform, name: str, stop: asyncio.Event) -> None:
+async def serve_health(
+    platform: Platform,
+    name: str,
+    stop: asyncio.Event,
+    *,
+    listening: asyncio.Event,
+    sockets: list[socket.socket],
+) -> None:
     """The three health addresses of the process of service `name`, which has no other."""
     app = create_app(platform.settings, platform.db, platform.wake, services=(), watched=[name], process=name)
     server = make_server(app, platform.settings)
+    server.listening = listening
     async with asyncio.TaskGroup() as parts:
-        parts.create_task(server.serve())
+        parts.create_task(server.serve(sockets))
         await stop.wait()
         server.should_exit = True
 

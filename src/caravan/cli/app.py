@@ -9,15 +9,21 @@ from uuid import UUID
 
 import typer
 
-from caravan.cli.options import AsJson, Data, Note
+from caravan.apps.services import SERVICES
+from caravan.cli.options import AsJson, Data, Id, Note, an_id
 
 if TYPE_CHECKING:
     from caravan.pauses import Scope
 
 PausedStage = Annotated[str, typer.Argument(metavar="paid|purchased|allocated", help="Where payments wait.")]
-Course = Annotated[UUID | None, typer.Option("--course", metavar="ID", help="Only purchases of this course.")]
+Payment = Annotated[UUID | None, typer.Option("--payment", metavar="ID", parser=an_id, help="One payment.")]
+Course = Annotated[
+    UUID | None, typer.Option("--course", metavar="ID", parser=an_id, help="Only purchases of this course.")
+]
 City = Annotated[str | None, typer.Option("--city", metavar="NAME", help="Only students who live in this city.")]
 Why = Annotated[str, typer.Option("--note", help="Why: kept in the audit log.")]
+
+SERVICE_NAMES = ", ".join(SERVICES)
 
 app = typer.Typer(
     name="caravan",
@@ -65,9 +71,10 @@ def up(
     raise typer.Exit(run(settings))
 
 
-@app.command()
+# A list of its own: a paragraph would be wrapped within the names.
+@app.command(epilog="\b\nNames:\n  " + "\n  ".join(SERVICES))
 def serve(
-    name: Annotated[str, typer.Argument(help="The service, such as purchase-worker.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The service, see below.")] = "",
     data: Data = None,
     host: Annotated[str | None, typer.Option(help="The address to listen on (127.0.0.1).")] = None,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="The port (8080; a worker: none).")] = None,
@@ -76,11 +83,11 @@ def serve(
 
     On the database of POSTGRES_URL (or of --data, where `up` runs).
     """
-    from caravan.apps.services import SERVICES
     from caravan.cli.options import database_settings
 
     if name not in SERVICES:
-        raise typer.BadParameter(f"{name} is not one of {', '.join(SERVICES)}", param_hint="NAME")
+        said = f"{name} is not one of {SERVICE_NAMES}" if name else f"choose one of {SERVICE_NAMES}"
+        raise typer.BadParameter(said, param_hint="NAME")
     settings = database_settings(data, host=host, port=port)
     from caravan.apps.serve import serve as run
 
@@ -123,9 +130,9 @@ def demo(data: Data = None, as_json: AsJson = False) -> None:
 
 @app.command()
 def diagnose(
-    student_id: Annotated[UUID | None, typer.Argument()] = None,
-    course_id: Annotated[UUID | None, typer.Argument()] = None,
-    payment: Annotated[UUID | None, typer.Option("--payment", help="One payment.")] = None,
+    student_id: Annotated[UUID | None, typer.Argument(parser=an_id)] = None,
+    course_id: Annotated[UUID | None, typer.Argument(parser=an_id)] = None,
+    payment: Payment = None,
     data: Data = None,
     as_json: AsJson = False,
 ) -> None:
@@ -142,7 +149,7 @@ def diagnose(
 
 @app.command()
 def repair(
-    payment: Annotated[UUID | None, typer.Option("--payment", help="One payment.")] = None,
+    payment: Payment = None,
     everything: Annotated[bool, typer.Option("--all", help="Every payment that is stuck.")] = False,
     reason: Annotated[str | None, typer.Option("--reason", help="Every payment that waits with this reason.")] = None,
     course: Course = None,
@@ -175,7 +182,7 @@ def repair(
 
 @app.command()
 def trigger_allocation(
-    student_id: UUID, course_id: UUID, note: Note = None, data: Data = None, as_json: AsJson = False
+    student_id: Id, course_id: Id, note: Note = None, data: Data = None, as_json: AsJson = False
 ) -> None:
     """Find a trainer and sessions for a purchase.
 
@@ -187,7 +194,7 @@ def trigger_allocation(
 
 
 @app.command()
-def create_purchase(payment_id: UUID, note: Note = None, data: Data = None, as_json: AsJson = False) -> None:
+def create_purchase(payment_id: Id, note: Note = None, data: Data = None, as_json: AsJson = False) -> None:
     """Create the purchase of a payment that succeeded."""
     from caravan.cli.deliveries import create_purchase as run
 
@@ -195,7 +202,7 @@ def create_purchase(payment_id: UUID, note: Note = None, data: Data = None, as_j
 
 
 @app.command()
-def emit_events(purchase_id: UUID, note: Note = None, data: Data = None, as_json: AsJson = False) -> None:
+def emit_events(purchase_id: Id, note: Note = None, data: Data = None, as_json: AsJson = False) -> None:
     """Tell the student's screens again about a purchase."""
     from caravan.cli.deliveries import emit_events as run
 
@@ -203,7 +210,7 @@ def emit_events(purchase_id: UUID, note: Note = None, data: Data = None, as_json
 
 
 @app.command()
-def clear_cache(student_id: UUID, note: Note = None, data: Data = None, as_json: AsJson = False) -> None:
+def clear_cache(student_id: Id, note: Note = None, data: Data = None, as_json: AsJson = False) -> None:
     """Forget what is cached of a student's screens."""
     from caravan.cli.deliveries import clear_cache as run
 
@@ -291,7 +298,7 @@ def pauses(data: Data = None, as_json: AsJson = False) -> None:
 
 @app.command()
 def confirm_start(
-    payment_id: UUID,
+    payment_id: Id,
     note: Why,
     start: Annotated[
         datetime | None, typer.Option("--start", formats=["%Y-%m-%d"], help="The new date (the next possible one).")
@@ -390,7 +397,7 @@ def list_letters(
 
 
 @letters.command("show")
-def show_letter(letter_id: UUID, data: Data = None, as_json: AsJson = False) -> None:
+def show_letter(letter_id: Id, data: Data = None, as_json: AsJson = False) -> None:
     """One, with its whole event, as JSON."""
     from caravan.cli.workers import show_letter as run
 
@@ -398,7 +405,7 @@ def show_letter(letter_id: UUID, data: Data = None, as_json: AsJson = False) -> 
 
 
 @letters.command("replay")
-def replay(letter_id: UUID, note: Note = None, data: Data = None, as_json: AsJson = False) -> None:
+def replay(letter_id: Id, note: Note = None, data: Data = None, as_json: AsJson = False) -> None:
     """Run its handler again, once."""
     from caravan.cli.workers import replay as run
 
@@ -406,7 +413,7 @@ def replay(letter_id: UUID, note: Note = None, data: Data = None, as_json: AsJso
 
 
 @letters.command("discard")
-def discard(letter_id: UUID, note: Why, data: Data = None, as_json: AsJson = False) -> None:
+def discard(letter_id: Id, note: Why, data: Data = None, as_json: AsJson = False) -> None:
     """Give it up for good; the row stays."""
     from caravan.cli.workers import discard as run
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,17 +22,19 @@ from caravan.errors import DomainError, NotFound
 from caravan.eventlog import outbox
 from caravan.events import CourseAccessGranted, PurchaseCreated
 from caravan.fulfilment import repair as repairs
-from caravan.fulfilment.diagnose import RECENT_PAYMENTS_MAX, Finding
+from caravan.fulfilment.diagnose import RECENT_PAYMENTS_MAX, Finding, is_unpaid
 from caravan.fulfilment.diagnose import diagnose as find_out
 from caravan.fulfilment.facts import choose_payments
 from caravan.fulfilment.gaps import Step
 from caravan.fulfilment.repair import OperatorMustDecide, PaymentNotFound, Repaired, run_step
 from caravan.fulfilment.stale_views import name_stale_views
 from caravan.fulfilment.wording import reason_words, stage_words
+from caravan.payments.webhooks import Unclaimed, list_unclaimed
 from caravan.settings import Settings
 from caravan.student_views.cache import ViewCache
 from caravan.student_views.queries import list_ends
 from caravan.web import audit
+from caravan.web.formats import money as amount_words
 
 SOURCE = "caravan-cli"
 REDIS_SECONDS_MAX = 2.0
@@ -43,11 +45,14 @@ REDIS_SECONDS_MAX = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What `diagnose` tells in full, then in one line each; `more` wait beyond those."""
+    """What `diagnose` tells in full, then in one line each; `more` wait beyond those. `nothing`: why it tells none."""
 
     told: list[Listed]
-    delivered: list[Listed]
+    delivered: list[Listed] = field(default_factory=list[Listed])
+    unpaid: list[Listed] = field(default_factory=list[Listed])
+    unclaimed: list[Unclaimed] = field(default_factory=list[Unclaimed])
     more: bool = False
+    nothing: str = "Nobody has paid yet."
 
 
 def diagnose(
@@ -56,23 +61,42 @@ def diagnose(
     async def work(db: Database, settings: Settings) -> Seen:
         async with db.transaction(SOURCE, read_only=True) as tx:
             if student_id is None and course_id is None and payment_id is None:
-                return await _survey(tx)
+                return await _survey(tx, timedelta(minutes=settings.unclaimed_minutes))
             chosen = await choose_payments(tx, student_id=student_id, course_id=course_id, payment_id=payment_id)
             found = await list_lines(tx, chosen)
-            if not found and payment_id is not None:
-                raise PaymentNotFound
-            return Seen(await _look_at_screens(tx, settings.redis_url, found), [])
+            if not found:
+                return Seen([], nothing=await _why_nothing(tx, student_id, course_id, payment_id))
+            return Seen(await _look_at_screens(tx, settings.redis_url, found))
 
     seen = run(data, work)
-    text = _text(seen.told) if seen.told else "" if seen.delivered else NOTHING_FOUND
+    items = [_document(line) for line in (*seen.told, *seen.delivered, *seen.unpaid)]
+    document = {"items": items} | ({"unclaimed": seen.unclaimed} if seen.unclaimed else {})
+    show(document, as_json=as_json, text=_survey_text(seen))
+    return FOUND_PROBLEMS if seen.unclaimed or any(line.finding.reason for line in seen.told) else FINE
+
+
+def _survey_text(seen: Seen) -> str:
+    """Trouble first, the longest waiting first; then what is well, and last what nobody has paid."""
+    parts = [_text(seen.told)] if seen.told else []
     if seen.more:
-        text += "\n\nMore of them wait: the console's page Waiting has them all."
+        parts.append("More of them wait: the console's page Waiting has them all.")
+    if seen.unclaimed:
+        parts.append(_listed("Unclaimed money: paid, and known to nobody here.", map(_unclaimed_line, seen.unclaimed)))
+    well = "The most recent others:" if parts else "Nothing waits and nothing is stuck. The most recent ones:"
     if seen.delivered:
-        head = "The most recent others:" if seen.told else "Nothing waits and nothing is stuck. The most recent ones:"
-        text = "\n".join([*([text, ""] if text else []), head, *(f"  {_line(each)}" for each in seen.delivered)])
-    findings = [line.finding for line in (*seen.told, *seen.delivered)]
-    show({"items": [_document(line) for line in (*seen.told, *seen.delivered)]}, as_json=as_json, text=text)
-    return FOUND_PROBLEMS if any(finding.reason for finding in findings) else FINE
+        parts.append(_listed(well, map(_line, seen.delivered)))
+    if seen.unpaid:
+        parts.append(_listed("Not paid, so nothing to deliver:", map(_line, seen.unpaid)))
+    return "\n\n".join(parts) or seen.nothing
+
+
+def _listed(head: str, lines: Iterable[str]) -> str:
+    return "\n".join([head, *(f"  {line}" for line in lines)])
+
+
+def _unclaimed_line(item: Unclaimed) -> str:
+    amount = amount_words(item.amount_cents, item.currency)
+    return f"{amount} at {item.received_at:%Y-%m-%d %H:%M:%S %Z}: {item.provider}'s {item.event_id}"
 
 
 async def _look_at_screens(tx: Tx, redis_url: str | None, lines: list[Listed]) -> list[Listed]:
@@ -89,17 +113,67 @@ async def _look_at_screens(tx: Tx, redis_url: str | None, lines: list[Listed]) -
     return [replace(line, finding=finding) for line, finding in zip(lines, found, strict=True)]
 
 
-NOTHING_FOUND = "There is no such payment: nobody has paid yet, or an id is wrong."
+# What an id is the id of, of the things that somebody may have copied it from; and the payment that it leads to.
+WHOSE_ID = """
+select 'student' as what, name, null::uuid as payment_id from students where id = %(id)s
+union all select 'course', title, null from courses where id = %(id)s
+union all select 'trainer', name, null from trainers where id = %(id)s
+union all select 'payment', null, id from payments where id = %(id)s
+union all select 'purchase', null, payment_id from student_course_purchases where id = %(id)s
+union all select 'allocation', null, pu.payment_id
+  from trainer_allocations a join student_course_purchases pu on pu.id = a.purchase_id where a.id = %(id)s
+"""
 
 
-async def _survey(tx: Tx) -> Seen:
-    """What waits, the longest first; what is stuck without being in the register; then the most recent others."""
+class CourseNotFound(NotFound):
+    """There is no such course."""
+
+    code = "COURSE_NOT_FOUND"
+
+
+async def _why_nothing(tx: Tx, student_id: UUID | None, course_id: UUID | None, payment_id: UUID | None) -> str:
+    """In a sentence: the ids are right, and nobody has paid. Raises for an id that isn't what it is given as."""
+    if payment_id is not None:
+        await _check_id(tx, payment_id, "payment", PaymentNotFound)
+    name = await _check_id(tx, student_id, "student", StudentNotFound) if student_id else None
+    title = await _check_id(tx, course_id, "course", CourseNotFound) if course_id else None
+    return f"{name or 'This student'} has no payments{f' for {title}' if title else ''}: nothing was bought yet."
+
+
+async def _check_id(tx: Tx, given: UUID, wanted: str, error: type[NotFound]) -> str | None:
+    """The name of what is `wanted`. Raises `error`, with what the id is instead and how to ask for that."""
+    found = await tx.all(WHOSE_ID, {"id": given})
+    if not found:
+        raise error(f"There is no {wanted} {given}, and nothing else has this id.")
+    for row in found:
+        if row["what"] == wanted:
+            return row["name"]
+    what, leads_to = found[0]["what"], found[0]["payment_id"]
+    said = f"{given} is the id of {'an' if what == 'allocation' else 'a'} {what}, not of a {wanted}."
+    if what == "student":
+        raise error(f"{said} Ask: caravan diagnose {given}")
+    if leads_to:
+        raise error(f"{said} Ask: caravan diagnose --payment {leads_to}")
+    raise error(said)
+
+
+async def _survey(tx: Tx, unclaimed_after: timedelta) -> Seen:
+    """What waits, the longest first; what is stuck without being in the register; then the most recent others.
+
+    A payment that was only asked for is no trouble: most are baskets that somebody left. Asked for by its id it is told
+    in full.
+    """
     waiting = await list_undelivered(tx, reason=None, cursor=None, limit=RECENT_PAYMENTS_MAX)
     known = {line.finding.payment_id for line in waiting.items}
     recent = [line for line in await list_lines(tx, await choose_payments(tx)) if line.finding.payment_id not in known]
-    stuck = [line for line in recent if line.finding.reason]
+    unpaid = [line for line in recent if is_unpaid(line.finding)]
+    others = [line for line in recent if not is_unpaid(line.finding)]
     return Seen(
-        [*waiting.items, *stuck], [line for line in recent if not line.finding.reason], bool(waiting.next_cursor)
+        [*waiting.items, *(line for line in others if line.finding.reason)],
+        [line for line in others if not line.finding.reason],
+        unpaid,
+        await list_unclaimed(tx, unclaimed_after),
+        more=bool(waiting.next_cursor),
     )
 
 
@@ -128,7 +202,7 @@ def _document(line: Listed) -> dict[str, Any]:
 
 
 def _text(lines: Sequence[Listed]) -> str:
-    return "\n\n".join(_paragraph(line) for line in lines) or NOTHING_FOUND
+    return "\n\n".join(_paragraph(line) for line in lines)
 
 
 def _paragraph(line: Listed) -> str:
@@ -162,7 +236,7 @@ def repair_one(data: Path | None, payment_id: UUID, note: str | None, *, dry_run
         return await _repair(db, settings, payment_id, note, dry_run=dry_run)
 
     done = run(data, work)
-    text = ("Would do (nothing was changed): " if dry_run else "") + _repaired_text(done)
+    text = f"Nothing was changed. {_repaired_text(done, 'Then')}" if dry_run else _repaired_text(done, "Now")
     show({"dry_run": dry_run, "items": [done]}, as_json=as_json, text=text)
     return FOUND_PROBLEMS if done.reason else FINE
 
@@ -174,7 +248,13 @@ async def _repair(db: Database, settings: Settings, payment_id: UUID, note: str 
         notice = timedelta(hours=settings.notice_hours)
         done[:] = [
             await money.repair(
-                tx, actor(), payment_id, note or "caravan repair", subscriptions=BY_GROUP, notice=notice
+                tx,
+                actor(),
+                payment_id,
+                note or "caravan repair",
+                subscriptions=BY_GROUP,
+                notice=notice,
+                dry_run=dry_run,
             )
         ]
         if dry_run:
@@ -187,11 +267,11 @@ async def _repair(db: Database, settings: Settings, payment_id: UUID, note: str 
     return done[0]
 
 
-def _repaired_text(done: Repaired) -> str:
+def _repaired_text(done: Repaired, when: str) -> str:
     said = f"Payment {done.payment_id}: {done.did}"
     if done.still_waits:
         return said
-    return f"{said} Now: {stage_words(done.stage)}" + (f" {reason_words(done.reason)}" if done.reason else "")
+    return f"{said} {when}: {stage_words(done.stage)}" + (f" {reason_words(done.reason)}" if done.reason else "")
 
 
 # ------------------------------------------------------------------ single steps

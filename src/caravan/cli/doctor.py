@@ -52,6 +52,7 @@ def doctor(data: Path | None, *, deep: bool, as_json: bool) -> int:
     checks = [
         Check("settings", True, f"build {settings.build}"),
         _disk(settings),
+        _provider(settings),
         *_database(data, settings, deep=deep),
         *_outside(settings),
     ]
@@ -68,6 +69,16 @@ def _disk(settings: Settings) -> Check:
     free = shutil.disk_usage(folder).free
     said = f"{free / 1e9:.1f} GB free at {folder}"
     return Check("disk", free >= DISK_BYTES_MIN, said if free >= DISK_BYTES_MIN else said + ": make room")
+
+
+def _provider(settings: Settings) -> Check:
+    """No fault where it is not set: the doctor may be asked on another machine than payment-service's."""
+    if settings.sandbox_webhook_secret:
+        return Check("payment provider", True, "sandbox (CARAVAN_SANDBOX_WEBHOOK_SECRET)")
+    if DataFolder(settings.data_dir).read_demo().get("sandboxWebhookSecret"):
+        return Check("payment provider", True, "sandbox, of the demo")
+    said = "none is set here (CARAVAN_SANDBOX_WEBHOOK_SECRET): without one payment-service sells nothing (PROVIDER_OFF)"
+    return Check("payment provider", True, said)
 
 
 def _outside(settings: Settings) -> list[Check]:

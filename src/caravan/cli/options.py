@@ -6,6 +6,7 @@ import json
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
+from uuid import UUID
 
 import typer
 
@@ -23,6 +24,19 @@ def _remember(given: bool) -> bool:
     return given
 
 
+def an_id(text: str) -> UUID:
+    """The parser of every argument that is an id."""
+    try:
+        return UUID(text)
+    except ValueError:
+        what = "an e-mail address, and " if "@" in text else ""
+        raise typer.BadParameter(
+            f"{text[:60]!r} is {what}no id, such as 9e16d892-4324-4568-be60-163aa1665683. The console finds purchases"
+            " by an e-mail address or a name (/admin/purchases)"
+        ) from None
+
+
+Id = Annotated[UUID, typer.Argument(parser=an_id)]
 AsJson = Annotated[bool, typer.Option("--json", callback=_remember, help="One JSON document on standard output.")]
 Note = Annotated[str | None, typer.Option("--note", help="Why: kept in the audit log.")]
 

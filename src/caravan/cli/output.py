@@ -21,7 +21,10 @@ def show(document: object, *, as_json: bool, text: str | None = None) -> None:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, empty: str) -> None:
-    """A table for a reader, or the sentence `empty` where there are no rows."""
+    """A table for a reader, or the sentence `empty` where there are no rows.
+
+    The first column is what one types next: it stays whole on any terminal. The others are folded, never cut.
+    """
     if not rows:
         sys.stdout.write(empty + "\n")
         return
@@ -29,7 +32,11 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, empty: st
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table(*columns, box=SIMPLE_HEAD, pad_edge=False)
+    shown = Table(box=SIMPLE_HEAD, pad_edge=False)
+    first, *others = columns
+    shown.add_column(first, no_wrap=True, min_width=max(len(str(row[0])) for row in rows))
+    for name in others:
+        shown.add_column(name, overflow="fold")
     for row in rows:
         shown.add_row(*("" if cell is None else str(cell) for cell in row))
     width = None if sys.stdout.isatty() else 200

@@ -106,11 +106,11 @@ def repair_many(data: Path | None, chosen: Chosen, note: str, *, dry_run: bool, 
         if done.lines:
             print("What would be done (nothing was changed):" if dry_run else "What was done:")
             table(
-                ("payment", "outcome", "before", "now", "what"),
+                ("payment", "outcome", "before", "then" if dry_run else "now", "what"),
                 [
                     (
                         line.payment_id,
-                        line.outcome,
+                        "would move" if dry_run and line.outcome == "moved" else line.outcome,
                         line.stage_before,
                         " ".join(filter(None, (line.stage, line.reason or line.code))),
                         line.said,

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from time import monotonic
 
 import psycopg
+from psycopg.conninfo import conninfo_to_dict
 
 from caravan.errors import DomainError
 
@@ -33,6 +34,13 @@ def why(error: BaseException) -> str:
     """The first line of what the driver said; it never has the password."""
     said = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return " ".join(said.removeprefix("connection failed: ").split())
+
+
+def where(url: str) -> str:
+    """The server and the database of an address: `host:port/database`, never who signs in."""
+    parts = conninfo_to_dict(url)
+    host, port = parts.get("host") or parts.get("hostaddr") or "localhost", parts.get("port") or 5432
+    return f"{host}:{port}/{parts.get('dbname') or parts.get('user') or ''}"
 
 
 async def wait_until_reachable(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from time import monotonic
 from typing import Any
 
 import psycopg
@@ -33,6 +34,24 @@ RETRY_SECONDS = 0.2
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 Listener = Callable[[frozenset[str]], None]
+
+
+class _Way:
+    """One way that hints go, out or in: it is told once that it is lost, and once that it is found again."""
+
+    def __init__(self, lost: str, found: str) -> None:
+        self._lost, self._found = lost, found
+        self._lost_at: float | None = None
+
+    def tell_lost(self, error: psycopg.Error) -> None:
+        if self._lost_at is None:
+            self._lost_at = monotonic()
+            log.warning(self._lost, error=str(error).strip())
+
+    def tell_found(self) -> None:
+        if self._lost_at is not None:
+            log.info(self._found, seconds=round(monotonic() - self._lost_at, 1))
+        self._lost_at = None
 
 
 class Wake:
@@ -100,6 +119,7 @@ class Wake:
             listener(keys)
 
     async def _notify_forever(self) -> None:
+        way = _Way("wake-up hints not sent, pollers will find what waits", "wake-up hints are sent again")
         while True:
             try:
                 async with await _connect(self._url) as connection:
@@ -113,8 +133,9 @@ class Wake:
                         keys, self._pending = self._pending, set()
                         payload = await self._publish(keys)
                         await connection.execute("select pg_notify(%s, %s)", (CHANNEL, payload))
+                        way.tell_found()
             except psycopg.Error as error:
-                log.warning("wake-up hint not sent, pollers will find it", error=str(error).strip())
+                way.tell_lost(error)
             except Exception as error:  # one bug must not silence this process for good
                 log.error("wake-up hint not sent, pollers will find it", exc_info=error)
             self._pending.add(EVERYTHING)  # what was to be said is not known any more
@@ -144,11 +165,13 @@ class Wake:
 
     async def _listen_forever(self) -> None:
         """As long as somebody here wants to hear: each process that listens is woken by every NOTIFY."""
+        way = _Way("wake-up hints not heard, polling meanwhile", "wake-up hints are heard again")
         while True:
             await self._subscribed.wait()
             try:
                 async with await _connect(self._url) as connection:
                     await connection.execute(f"listen {CHANNEL}")
+                    way.tell_found()
                     self._tell(frozenset((EVERYTHING,)))  # whatever was said while nobody listened
                     while self._subscribed.is_set():
                         async for note in connection.notifies(timeout=PING_SECONDS):
@@ -158,9 +181,9 @@ class Wake:
                                 self._hear(note.payload)
                         await connection.execute("select 1")  # a half-open socket answers nothing: find out
             except psycopg.Error as error:
-                log.warning("listening for hints again", error=str(error).strip())
+                way.tell_lost(error)
             except Exception as error:  # a listener's bug: the others go on hearing
-                log.error("listening for hints again", exc_info=error)
+                log.error("wake-up hint not taken in, listening anew", exc_info=error)
             await asyncio.sleep(RETRY_SECONDS)
 
 

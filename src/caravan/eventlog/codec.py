@@ -10,6 +10,8 @@ import msgspec
 
 from caravan.events import BY_TYPE, Event
 
+UNREADABLE = frozenset({"UNKNOWN_TYPE", "NEWER_VERSION", "MALFORMED"})
+
 
 class Unreadable(Exception):
     """An event that this release cannot read: `code` says why. It is parked, never crashed on."""

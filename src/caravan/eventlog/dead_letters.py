@@ -131,12 +131,22 @@ async def replay(
         envelope = msgspec.convert(letter.envelope, Envelope)
         event = envelope.event()
     except (Unreadable, msgspec.ValidationError) as error:
-        raise DeadLetterUnreadable(str(error)) from None
+        raise DeadLetterUnreadable(f"This release cannot read the event ({error}). {_instead(letter)}") from None
     if subscription is None or type(event) not in subscription.handlers:
-        raise DeadLetterUnreadable(f"{letter.consumer_group} does not hear {letter.event_type}")
+        said = f"{letter.consumer_group} does not hear {letter.event_type}."
+        raise DeadLetterUnreadable(f"{said} {_instead(letter)}")
     await inbox.apply_events(tx, subscription, [(envelope, event)])
     await _resolve(tx, dead_letter_id, "replayed", by, note)
     return letter
+
+
+def _instead(letter: DeadLetter) -> str:
+    """What to do with a letter that can't be replayed."""
+    payment = letter.correlation_id or "ID"
+    return (
+        f"It can't be replayed as it is. If `caravan diagnose --payment {payment}` says delivered, discard it;"
+        f" otherwise `caravan repair --payment {payment}` does the same work from the tables."
+    )
 
 
 async def discard(tx: Tx, dead_letter_id: UUID, *, by: str, note: str) -> DeadLetter:

@@ -9,7 +9,8 @@ from caravan.db import Tx
 
 @dataclass(frozen=True, slots=True)
 class GroupLag:
-    """`messages`: events that wait; `seconds`: age of the oldest (0 where none waits); `workers_alive` by lease."""
+    """`messages`: events that wait; `seconds`: age of the oldest (0 where none waits); `workers_alive` by lease, and
+    so `reconciler_alive`."""
 
     group: str
     service: str
@@ -17,6 +18,7 @@ class GroupLag:
     seconds: float
     workers_alive: int
     progress_age_seconds: float | None
+    reconciler_alive: bool = False
 
     @property
     def state(self) -> str:
@@ -44,16 +46,18 @@ class GroupLag:
         if self.state == "unknown":
             return f"Unknown: nothing waits, and no {self.service} is alive to say so. Start it: {start}"
         if self.state == "down":
-            return (
-                f"Down? {self.waiting} and no {self.service} is alive: nothing will start until one does."
-                f" Start it: {start}"
-            )
+            mended = self.reconciler_alive and self.service in MENDED
+            meanwhile = SLOWLY if mended else "nothing will start until one does."
+            return f"Down? {self.waiting} and no {self.service} is alive: {meanwhile} Start it: {start}"
         if self.state == "behind":
             return f"Behind: {self.waiting}, the oldest for {self.seconds:.0f} s."
         return f"Working: {self.waiting}, the oldest for {self.seconds:.1f} s."
 
 
 BEHIND_SECONDS = 10.0
+# Whose work the reconciler finds undone in the tables, where no event is heard.
+MENDED = frozenset({"purchase-worker", "allocation-worker", "session-worker"})
+SLOWLY = "no event is heard, and the reconciler does what is missing meanwhile, slowly."
 
 # Events that a group hears and has not got past: after its open window, or in it and beyond the last one done. With
 # Kafka its place only trails behind (see trail), so what it has done is looked up: event by event, as `offset 0` makes
@@ -65,7 +69,9 @@ select g.name as "group", g.service, coalesce(waiting.messages, 0)::int as messa
        (select count(*) from workers w where w.consumer_group = g.name and w.expires_at > clock_timestamp())::int
          as workers_alive,
        (select min(extract(epoch from clock_timestamp() - w.progress_at)) from workers w
-        where w.consumer_group = g.name and w.expires_at > clock_timestamp())::float8 as progress_age_seconds
+        where w.consumer_group = g.name and w.expires_at > clock_timestamp())::float8 as progress_age_seconds,
+       exists (select from workers w where w.service = 'reconciler' and w.expires_at > clock_timestamp())
+         as reconciler_alive
 from consumer_groups g
 left join lateral (
   select count(*) as messages, min(e.occurred_at) as oldest

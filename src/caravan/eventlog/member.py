@@ -32,6 +32,7 @@ TRUST_GROWS = 8  # by how much the next page is larger than one that flowed behi
 STOP_SECONDS = 2.0
 POLL_SECONDS = 1.0  # the safety net under the wake-up hints
 QUIET_SECONDS = 0.05  # without news, before a group that only takes notes comes round
+FAILED = "HANDLER_FAILED"  # the code of a dead letter whose handler failed alone
 HOPELESS_BEATS = 30  # so many heartbeats (a minute) within one turn end the process: a new one may do better
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
@@ -81,6 +82,7 @@ class Member(ABC):
         self._turned_at = 0.0
         self._batch_began = 0.0
         self._hopeless = False
+        self._unreadable: list[tuple[Envelope, str]] = []  # parked by the page in hand, and why: told once committed
         self._wake = wake
 
     @abstractmethod
@@ -190,6 +192,7 @@ class Member(ABC):
         metrics.EVENTS.labels(self.subscription.group).inc(events)
         self.worker.events_done += events
         self.worker.recovered()
+        self._tell_unreadable()
         suspicion = self._suspicions.pop(share, None)
         if suspicion is None:
             return
@@ -200,12 +203,14 @@ class Member(ABC):
 
     async def _handle(self, tx: Tx, envelopes: Sequence[Envelope]) -> None:
         self._batch_began = time.perf_counter()
+        self._unreadable.clear()
         readable: list[tuple[Envelope, Event]] = []
         for envelope in envelopes:
             try:
                 readable.append((envelope, envelope.event()))
             except Unreadable as error:
                 await dead_letters.park(tx, self.subscription.group, envelope, error.code, str(error), attempts=1)
+                self._unreadable.append((envelope, error.code))
         await inbox.apply_events(tx, self.subscription, readable)
 
     async def _suspect(self, share: Hashable, page: Sequence[Envelope], error: Exception) -> int | None:
@@ -234,18 +239,26 @@ class Member(ABC):
 
     async def _park(self, tx: Tx, envelope: Envelope, error: Exception, attempts: int) -> None:
         """Give an event up, in the transaction that moves past it."""
-        await dead_letters.park(
-            tx, self.subscription.group, envelope, "HANDLER_FAILED", describe(error), attempts=attempts
-        )
+        await dead_letters.park(tx, self.subscription.group, envelope, FAILED, describe(error), attempts=attempts)
 
     def _parked(self, share: Hashable, envelope: Envelope) -> None:
         """The event's place is behind us: the next one is taken alone too."""
         self._suspicions[share] = Suspicion(1)
         self.worker.recovered()
+        self._tell_parked(envelope, FAILED)
+
+    def _tell_unreadable(self) -> None:
+        for envelope, code in self._unreadable:
+            self._tell_parked(envelope, code)
+        self._unreadable.clear()
+
+    def _tell_parked(self, envelope: Envelope, code: str) -> None:
         log.error(
             f"[{self.subscription.label}] event parked in dead_letters",
             event_id=str(envelope.id),
+            type=envelope.type,
             correlation_id=envelope.correlationid,
+            code=code,
         )
 
     async def _pause_after(self, error: Exception) -> None:

@@ -62,9 +62,10 @@ class Line:
 
 @dataclass(slots=True)
 class Done:
-    """`stopped`: why it ended before all of `chosen` were done."""
+    """`stopped`: why it ended before all of `chosen` were done. `dry_run`: none of it was."""
 
     chosen: int
+    dry_run: bool = False
     lines: list[Line] = field(default_factory=list[Line])
     stopped: str | None = None
 
@@ -76,7 +77,7 @@ class Done:
     def sentence(self) -> str:
         if not self.chosen:
             return "Nothing of that is stuck: whatever was paid for is delivered or waits."
-        said = f"{self.moved} of {self.chosen} moved on"
+        said = f"{self.moved} of {self.chosen} {'would move on' if self.dry_run else 'moved on'}"
         return f"{said}. {self.stopped}" if self.stopped else f"{said}."
 
 
@@ -130,7 +131,7 @@ async def repair_many(
     `look` tells the stage as it stands after the first one's commit; it has to be the one that the repair told. None:
     nothing was committed (a dry run), so each is tried.
     """
-    done = Done(len(payment_ids))
+    done = Done(len(payment_ids), dry_run=look is None)
     for payment_id in payment_ids:
         line = await _repair(payment_id, repair_one)
         done.lines.append(line)

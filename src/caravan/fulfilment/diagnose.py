@@ -141,11 +141,23 @@ def _explain_uncaptured(facts: Facts, now: datetime) -> Explanation:
             Technical.WEBHOOK_NOT_RECEIVED,
             [
                 f"Asked for at {_time(facts, facts.created_at)} and {facts.provider} has not said since"
-                " whether it was paid. Look it up at the provider: if it was paid, have the webhook sent again."
+                f" whether it was paid. {_LOOK_UP[facts.status]}"
             ],
             None,
         )
     return None, ["No money was captured: there is nothing to deliver."], None
+
+
+_LOOK_UP = {
+    "created": "Unpaid, unless the family says otherwise: then look it up at the provider, and if it was paid, have the"
+    " webhook sent again.",
+    "pending": "Look it up at the provider: if it was paid, have the webhook sent again.",
+}
+
+
+def is_unpaid(finding: Finding) -> bool:
+    """Only asked for, and nobody has said that it was tried: no trouble by itself."""
+    return finding.stage == "created" and finding.reason in (None, Technical.WEBHOOK_NOT_RECEIVED)
 
 
 def _waiting(facts: Facts) -> list[str]:
@@ -345,7 +357,7 @@ def _action(facts: Facts, reason: str | None, step: Step | None) -> Action | Non
     if reason is None:
         return None
     payment = f"/api/v1/admin/payments/{facts.payment_id}"
-    if facts.dead_letter_parked and reason == Technical.IN_DEAD_LETTERS:
+    if facts.replayable and reason == Technical.IN_DEAD_LETTERS:
         path = f"/api/v1/admin/dead-letters/{facts.dead_letter_id}/replay"
         return Action("replay", "Replay the event", "POST", path, dead_letter_id=facts.dead_letter_id)
     hint = _HINTS.get(reason)
@@ -386,6 +398,7 @@ _SLOT_HELPS = frozenset({Reason.STUDENT_CONFLICT, Reason.INVALID_SCHEDULE, Reaso
 
 _TRAINER_HINT = "Or let a trainer open time or teach this course: then it goes on by itself."
 _HINTS: dict[str, str] = {
+    Technical.IN_DEAD_LETTERS: "This does the same work from the tables; a dead letter left over is discarded by hand.",
     Technical.EVENT_NOT_RELAYED: "While Kafka is away, `caravan failover postgres-log` lets the workers do without it.",
     Reason.AMOUNT_MISMATCH: "Or refund it.",
     Reason.STAGE_PAUSED: "Who paused it, when and why stands under Pauses (/admin/pauses, `caravan pauses`).",

@@ -13,6 +13,7 @@ from uuid import UUID
 
 from caravan.db import Tx
 from caravan.deliveries import Stage
+from caravan.eventlog.codec import UNREADABLE
 from caravan.fulfilment.gaps import HOPS
 
 
@@ -93,6 +94,11 @@ class Facts:
     def undelivered(self) -> bool:
         """Of captured money: something is still to be done for it, whatever the register says."""
         return self.stage == Stage.PAID or bool(self.owed)
+
+    @property
+    def replayable(self) -> bool:
+        """A dead letter is parked that its handler can be given again; one that can't be read is no use to it."""
+        return bool(self.dead_letter_parked) and self.dead_letter_code not in UNREADABLE
 
 
 # Everything diagnose wants to know about some payments. The hop is what should take a payment out of its stage; its

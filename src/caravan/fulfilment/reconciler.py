@@ -46,6 +46,7 @@ RESUMED_PAYMENTS_MAX, RESUMED_PAGES_MAX = 200, 10
 WEBHOOK_PAYMENTS_MAX = 100
 FAILED_AGAIN_SECONDS = 60.0  # a payment whose step failed is let be for that long, so that others have their turn
 BEGINNING = UUID(int=0)
+RECHECK = "waiting"  # the task that mostly finds nothing changed
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -92,7 +93,7 @@ class Reconciler:
             Task("resumed", each_turn, self._go_on_after_pauses),
             Task("register", each_turn, self._compare_register),
             Task("webhooks", each_turn, self._in_transaction("webhooks", _apply_webhooks)),
-            Task("waiting", minute, self._recheck_waiting),
+            Task(RECHECK, minute, self._recheck_waiting),
             Task("coins", minute, self._in_transaction("coins", coins.release_expired)),
             Task("trainers' time", minute, self._in_transaction("trainers' time", roll_time)),
             Task("log", timedelta(minutes=10), self._in_transaction("log", _maintain_log)),
@@ -124,6 +125,7 @@ class Reconciler:
         with suppress(Exception):  # a lease that is not given back ends by itself
             async with self.db.transaction(SERVICE) as tx:
                 await workers.leave(tx, self.worker)
+        log.info("[Reconciler] Stopped", worker=self.worker.name)
 
     async def _turn(self, stop: asyncio.Event) -> None:
         """One turn, which a stop lets end by itself, but not for long: the database may be away."""
@@ -218,11 +220,11 @@ class Reconciler:
             named = {"after_since": since, "after_id": payment_id, "limit": RECHECK_PAYMENTS_MAX}
             return await tx.all(LIST_RECHECKABLE, named | {"reasons": [str(reason) for reason in RECHECKED]})
 
-        rows = await self._locked("waiting", find)
+        rows = await self._locked(RECHECK, find)
         before = [row["payment_id"] for row in rows]
         for step in (Step.CREATE_PURCHASE, Step.ALLOCATE_TRAINER):
             chosen = [row["payment_id"] for row in rows if row["purchased"] == (step is Step.ALLOCATE_TRAINER)]
-            await self._step("waiting", step, chosen)
+            await self._step(RECHECK, step, chosen)
         full = len(rows) == RECHECK_PAYMENTS_MAX
         self._place.waiting = (rows[-1]["since"], rows[-1]["payment_id"]) if full else _Place().waiting
         async with self.db.transaction(SERVICE) as tx:
@@ -264,7 +266,11 @@ class Reconciler:
         await _lock(tx, name)
         with correlate(*map(str, payment_ids)):
             await run_step(tx, step, payment_ids, notice=self.notice)
-            log.info("[Reconciler] step taken", task=name, step=step, count=len(payment_ids))
+            count = len(payment_ids) if name != RECHECK else _moved(tx, payment_ids)
+            if count:
+                log.info("[Reconciler] step taken", task=name, step=step, count=count)
+            if count < len(payment_ids):
+                log.debug("[Reconciler] still waiting", task=name, step=step, count=len(payment_ids) - count)
 
     def _in_transaction(self, name: str, work: Callable[[Tx], Awaitable[int | None]]) -> Callable[[], Awaitable[int]]:
         async def run() -> int:
@@ -336,6 +342,11 @@ where u.reason = any(%(reasons)b::text[]) and not u.held
   and (u.since, u.payment_id) > (%(after_since)s::timestamptz, %(after_id)s::uuid)
 order by u.since, u.payment_id limit %(limit)s
 """
+
+
+def _moved(tx: Tx, payment_ids: Sequence[UUID]) -> int:
+    """Of how many payments this transaction has something to say: no change is silent."""
+    return len({event.correlation_id for event in tx.outgoing} & {str(payment_id) for payment_id in payment_ids})
 
 
 async def _lock(tx: Tx, task: str) -> None:

@@ -94,9 +94,11 @@ async def repair(
     note: str | None,
     subscriptions: Mapping[str, Subscription],
     notice: timedelta = NOTICE,
+    dry_run: bool = False,
 ) -> Repaired:
     """Do the next step for this payment, if there is one, and tell what it was.
 
+    With `dry_run` the caller takes it all back: it is told as what would be done, and no id is named that won't exist.
     Raises PaymentNotFound; OperatorMustDecide with the reason as code; ReplayFailed.
     """
     facts, before = await _look(tx, payment_id, lock=True)
@@ -105,19 +107,21 @@ async def repair(
     step: str | None = before.step
     if step is None:
         did = before.evidence[-1]
-    elif before.reason == Technical.IN_DEAD_LETTERS and facts.dead_letter_parked and facts.dead_letter_id:
+    elif before.reason == Technical.IN_DEAD_LETTERS and facts.replayable and facts.dead_letter_id:
         step = "replay"
         await replay(tx, facts.dead_letter_id, subscriptions, by=by, note=note)
-        did = f"Replayed the parked {facts.event_type} (dead letter {facts.dead_letter_id})."
+        did = f"{'Would replay' if dry_run else 'Replayed'} the parked {facts.event_type} (dead letter"
+        did += f" {facts.dead_letter_id})."
     else:
         await run_step(tx, Step(step), [payment_id], notice=notice)
         did = ""
     facts, after = await _look(tx, payment_id)
+    tell = _tell_dry if dry_run else _tell
     return Repaired(
         payment_id=payment_id,
-        purchase_id=after.purchase_id,
+        purchase_id=before.purchase_id if dry_run else after.purchase_id,
         step=step,
-        did=did or _tell(Step(step or ""), before, after, facts),
+        did=did or tell(Step(step or ""), before, after, facts),
         stage_before=before.stage,
         stage=after.stage,
         reason_before=before.reason,
@@ -234,3 +238,26 @@ def _tell(step: Step, before: Finding, after: Finding, facts: Facts) -> str:
             return "Took it off the register: nothing is owed."
         case _:
             return f"Ran {step} again: it is {after.stage} now."
+
+
+def _tell_dry(step: Step, before: Finding, after: Finding, facts: Facts) -> str:
+    """What would change, in one sentence."""
+    if facts.reason and after.stage == before.stage:
+        return still_waits(facts.reason)
+    match step:
+        case Step.APPLY_WEBHOOK:
+            return f"Would apply the stored webhook: the payment would be {facts.status}."
+        case Step.CREATE_PURCHASE if facts.purchase_id:
+            return "Would create the purchase."
+        case Step.ALLOCATE_TRAINER if facts.trainer_id:
+            return f"Would allocate a trainer: now it would be {facts.trainer_name} ({facts.trainer_id})."
+        case Step.SCHEDULE_SESSIONS if facts.scheduled:
+            return f"Would create the missing sessions: {facts.scheduled} would be scheduled."
+        case Step.MAKE_UP if not facts.owed:
+            return f"Would book the owed sessions: {facts.scheduled} would be scheduled."
+        case Step.REGISTER:
+            return f"Would register it as undelivered money and go on: it would be {after.stage}."
+        case Step.CLOSE:
+            return "Would take it off the register: nothing is owed."
+        case _:
+            return f"Would run {step} again: it would be {after.stage}."

@@ -92,8 +92,11 @@ def _from_domain_error(request: Request, error: DomainError) -> Problem:
         headers["retry-after"] = str(error.extra["retryAfterSeconds"])
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
-    if error.status >= 500:
+    if error.status == 500:  # a bug of ours
         log.error("request failed", method=request.method, path=request.url.path, exc_info=error)
+    elif error.status > 500:  # something that we need is not there: expected, and the operator's to mend
+        said = {"status": error.status, "code": error.problem_code, "error": error.detail}
+        log.warning("request refused", method=request.method, path=request.url.path, **said)
     return problem(request, error.status, error.problem_code, error.detail, extra=dict(error.extra), headers=headers)
 
 
