@@ -188,6 +188,7 @@ async def test_the_console_tells_in_a_table_what_was_done(console: Console) -> N
     [first, *_] = await stuck(console, 2)
     tried = text_of((await console.press("repairs", limit="5", dry_run="yes")).text)
     assert "2 of 2 would move on." in tried
+    assert "moved" not in tried
     assert "Created purchase" not in tried
     answer = await console.press("repairs", limit="5")
     page = text_of(answer.text)

@@ -173,18 +173,22 @@ class Wake:
                     await connection.execute(f"listen {CHANNEL}")
                     way.tell_found()
                     self._tell(frozenset((EVERYTHING,)))  # whatever was said while nobody listened
-                    while self._subscribed.is_set():
-                        async for note in connection.notifies(timeout=PING_SECONDS):
-                            if not self._subscribed.is_set():
-                                break
-                            if note.pid != self._own_pid:
-                                self._hear(note.payload)
-                        await connection.execute("select 1")  # a half-open socket answers nothing: find out
+                    await self._hear_from(connection)
             except psycopg.Error as error:
                 way.tell_lost(error)
             except Exception as error:  # a listener's bug: the others go on hearing
                 log.error("wake-up hint not taken in, listening anew", exc_info=error)
             await asyncio.sleep(RETRY_SECONDS)
+
+    async def _hear_from(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        """Until a hint comes that nobody here wants any more."""
+        while True:
+            async for note in connection.notifies(timeout=PING_SECONDS):
+                if not self._listeners:
+                    return
+                if note.pid != self._own_pid:
+                    self._hear(note.payload)
+            await connection.execute("select 1")  # a half-open socket answers nothing: find out
 
 
 async def _connect(url: str) -> psycopg.AsyncConnection[Any]:
