@@ -104,15 +104,19 @@ async def test_events_and_audit_hold_no_coordinates(db: Database) -> None:
 
 async def test_the_horizon_rolls_daily(db: Database) -> None:
     async with db.transaction() as tx:
+        # 05:30 in Kolkata: 25 hours later it is the next day there, whatever the hour this test runs at
+        tx.now = tx.now.replace(hour=0, minute=0, second=0, microsecond=0)
         ids = [await trainers.create_trainer(tx, name=f"T{n}", rules=ALL_DAY) for n in range(3)]
         assert await trainers.roll_time(tx) == 0
+        beyond = noon(tx, HORIZON_DAYS + 1)
+        tomorrow = tx.now + timedelta(hours=25)
     async with db.transaction() as tx:
-        tx.now += timedelta(hours=25)
-        assert not await is_open(tx, ids[0], noon(tx, HORIZON_DAYS))
+        tx.now = tomorrow
+        assert not await is_open(tx, ids[0], beyond)
         assert await trainers.roll_time(tx, limit=2) == 2
         assert await trainers.roll_time(tx, limit=2) == 1
         assert await trainers.roll_time(tx, limit=2) == 0
-        assert await is_open(tx, ids[0], noon(tx, HORIZON_DAYS))
+        assert await is_open(tx, ids[0], beyond)
     async with db.transaction() as tx:
         await tx.execute("delete from trainer_time")  # written by hand or restored: found again
         assert await trainers.roll_time(tx) == 3
