@@ -39,20 +39,22 @@ class Wish(msgspec.Struct, frozen=True):
     series: Series
 
 
-# Payments first and purchases second, each in the order of ids. A refund waits for us, or we see it.
-LOCK_PAYMENTS = """
-select id from payments where id = any(array(
-  select payment_id from student_course_purchases where id = any(%(purchase_ids)b::uuid[])))
-order by id for share
-"""
+# Payments first and purchases second, each in the order of ids: the count is taken before the first purchase is looked
+# at. A refund waits for us, or we see it.
 LOCK_PURCHASES = """
-select id from student_course_purchases where id = any(%(purchase_ids)b::uuid[]) order by id for no key update
+with paid as materialized (
+  select id from payments where id = any(array(
+    select payment_id from student_course_purchases where id = any(%(purchase_ids)b::uuid[])))
+  order by id for share
+)
+select id from student_course_purchases
+where id = any(%(purchase_ids)b::uuid[]) and (select count(*) from paid) > 0
+order by id for no key update
 """
 
 
 async def lock_purchases(tx: Tx, purchase_ids: Sequence[UUID]) -> None:
     """Whoever changes what a purchase has booked, or its sessions, holds its row, and its payment's for sharing."""
-    await tx.execute(LOCK_PAYMENTS, {"purchase_ids": list(purchase_ids)})
     await tx.execute(LOCK_PURCHASES, {"purchase_ids": list(purchase_ids)})
 
 

@@ -10,10 +10,11 @@ from uuid import UUID
 
 import pytest
 
-from caravan.bookings import Series, Wish, insert_bookings, release_slots
+from caravan.bookings import Series, Wish, insert_bookings, lock_purchases, release_slots
 from caravan.db import Database, Tx
 from caravan.ids import new_id
 from tests.builders import a_course, a_purchase, a_student, a_trainer
+from tests.payments.helpers import somebody_waits
 
 CONSISTENT = """
 select count(*) filter (where during <> (
@@ -52,6 +53,22 @@ async def test_all_slots_or_none_and_neighbours_are_no_overlap(db: Database) -> 
         assert await tx.value(CONSISTENT) == 0
         row = await tx.one("select * from bookings where id = %(id)s", {"id": first.id})
         assert (tuple(row["starts"]), row["minutes"], row["live"]) == (first.series.starts, 60, True)
+
+
+async def test_a_payment_is_locked_before_its_purchase(db: Database) -> None:
+    """As a refund does, so that the two wait for each other in a row and never in a circle."""
+    async with db.transaction() as tx:
+        purchase = await a_purchase(tx, await a_student(tx), await a_course(tx))
+
+    async def lock(tx: Tx) -> None:
+        await lock_purchases(tx, [purchase])
+
+    async with db.transaction() as refund:
+        await refund.execute("select from payments for no key update")
+        locking = asyncio.create_task(db.transact(lock))
+        await somebody_waits(refund)
+        await refund.execute("select from student_course_purchases for update nowait")
+    await locking
 
 
 async def test_slots_that_touch_stay_separate_in_the_list(db: Database) -> None:

@@ -45,6 +45,17 @@ async def test_now_is_one_instant_of_the_database(db: Database) -> None:
         assert tx.now.tzinfo is not None
 
 
+async def test_the_connection_that_was_used_last_is_used_next(db: Database) -> None:
+    """Its server process knows our tables and plans; those of a burst are left alone until they are closed."""
+    async with db.connection() as first, db.connection() as second, db.connection() as last:
+        assert len({first.info.backend_pid, second.info.backend_pid, last.info.backend_pid}) == 3
+    async with db.connection() as next_one:
+        used = next_one.info.backend_pid
+    for _ in range(3):
+        async with db.transaction() as tx:
+            assert await tx.value("select pg_backend_pid()") == used
+
+
 async def test_transact_runs_the_whole_again_after_a_serialization_failure(things: Database) -> None:
     attempts = 0
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 import select
+from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
@@ -34,6 +35,7 @@ POOL_TIMEOUT_SECONDS = 5.0  # then the answer is 503 TRY_AGAIN
 CONNECT_SECONDS = 5  # of one attempt to connect; libpq's own patience is minutes
 KNOCK_SECONDS_MAX = 300.0  # how long attempts go on; as long as the pool itself would
 KNOCK_PAUSE_SECONDS_MAX = 0.25
+PREPARED_MAX = 500  # statements of one connection; all that we have, some of them for more than one set of types
 
 # One round trip opens the transaction, bounds it and tells its instant. SET LOCAL only: safe behind a pooler. No
 # parallel workers: to start them takes 10 ms, more than any of our statements should.
@@ -60,16 +62,38 @@ class _Connection(psycopg.AsyncConnection[Any]):
         until = loop.time() + KNOCK_SECONDS_MAX
         pause = 0.05
         with suppress(psycopg.OperationalError):
-            return await super().connect(conninfo, **kwargs)
+            return await cls._connect(conninfo, **kwargs)
         async with knocking:
             while True:
                 try:
-                    return await super().connect(conninfo, **kwargs)
+                    return await cls._connect(conninfo, **kwargs)
                 except psycopg.OperationalError as error:
                     if loop.time() > until or not is_transient(error):
                         raise
                 await asyncio.sleep(random.uniform(0.5, 1) * pause)  # noqa: S311 - jitter
                 pause = min(KNOCK_PAUSE_SECONDS_MAX, pause * 1.5)
+
+    @classmethod
+    async def _connect(cls, conninfo: str, **kwargs: Any) -> Self:
+        connection = await super().connect(conninfo, **kwargs)
+        connection.prepared_max = PREPARED_MAX
+        return connection
+
+
+class _Stack(deque[psycopg.AsyncConnection[Any]]):
+    """Idle connections. The pool takes them from the left, and this puts them back there too."""
+
+    def append(self, connection: psycopg.AsyncConnection[Any], /) -> None:
+        self.appendleft(connection)
+
+
+class _Pool(AsyncConnectionPool[psycopg.AsyncConnection[Any]]):
+    """Gives out the connection that was used last. The library's pool takes turns, so that a quiet process asks through
+    one after another whose server process has long forgotten tables and plans: a third more work (decision 0020)."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._pool = _Stack()
 
 
 # A transaction's own id, where it has written anything; and what became of one: committed, aborted or in progress.
@@ -98,7 +122,7 @@ class Database:
     ) -> None:
         self.url = url
         self.on_hints = on_hints
-        self._pool: AsyncConnectionPool[psycopg.AsyncConnection[Any]] = AsyncConnectionPool(
+        self._pool = _Pool(
             url,
             connection_class=_Connection,
             reconnect_timeout=KNOCK_SECONDS_MAX,
@@ -107,14 +131,14 @@ class Database:
             max_idle=60,
             open=False,
             timeout=POOL_TIMEOUT_SECONDS,
-            # Statements are prepared on the server after their fifth use. Few poolers hand prepared ones on (pgbouncer
-            # 1.21 and newer, where it is told to), so behind one nothing is prepared.
+            # A statement that comes a second time is prepared on the server. Few poolers hand prepared ones on
+            # (pgbouncer 1.21 and newer, where it is told to), so behind one nothing is prepared.
             kwargs={
                 "autocommit": True,
                 "application_name": "caravan",
                 "connect_timeout": CONNECT_SECONDS,
                 "knocking": asyncio.Lock(),
-                "prepare_threshold": None if pooled else 5,
+                "prepare_threshold": None if pooled else 1,
             },
         )
 
@@ -260,7 +284,7 @@ async def _before_again(attempt: int, error: Exception) -> None:
 
 async def _begin(connection: psycopg.AsyncConnection[Any], opening: bytes) -> datetime:
     async with connection.cursor(row_factory=scalar_row) as cursor:
-        await cursor.execute(opening)
+        await cursor.execute(opening, prepare=False)
         while cursor.nextset():
             pass
         now = await cursor.fetchone()

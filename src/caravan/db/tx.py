@@ -71,9 +71,8 @@ class Tx:
 
     async def execute(self, query: Query, params: Params | None = None) -> int:
         """Run a statement; the number of rows it touched."""
-        async with self.connection.cursor(binary=True) as cursor:
-            await cursor.execute(query, params)
-            return cursor.rowcount
+        cursor = await self.connection.cursor(binary=True).execute(query, params)
+        return cursor.rowcount
 
     @overload
     async def all(self, query: Query, params: Params | None = None) -> list[Row]: ...
@@ -119,9 +118,8 @@ class Tx:
         return await self._fetch(query, params, args_row(lambda *columns: columns))
 
     async def _fetch(self, query: Query, params: Params | None, factory: AsyncRowFactory[Any]) -> list[Any]:
-        async with self.connection.cursor(binary=True, row_factory=factory) as cursor:
-            await cursor.execute(query, params)
-            return await cursor.fetchall()
+        cursor = await self.connection.cursor(binary=True, row_factory=factory).execute(query, params)
+        return await cursor.fetchall()
 
     @asynccontextmanager
     async def savepoint(self) -> AsyncGenerator[None]:
