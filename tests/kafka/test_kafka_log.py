@@ -252,6 +252,72 @@ async def test_kafka_is_told_of_what_is_done_on_leaving_at_the_latest(
     assert sorted(await effects(db)) == sorted(said)
 
 
+class Witness(Client):
+    """A client that knows when it is being closed."""
+
+    closing = False
+
+    def close(self) -> None:
+        self.closing = True
+        super().close()
+
+
+class Watched(kafka_reader.Reader):
+    """Notes what it was told, and whether by a client that was being closed."""
+
+    def __init__(self, kafka: Kafka, name: str) -> None:
+        super().__init__(kafka, "watched", ["purchase-confirmed"], [], name)
+        self.told: list[tuple[str, bool]] = []
+
+    def _on_assign(self, client: Any, given: list[TopicPartition]) -> None:
+        self.told.append(("assign", client.closing))
+        super()._on_assign(client, given)
+
+    def _on_revoke(self, client: Any, taken: list[TopicPartition]) -> None:
+        self.told.append(("revoke", client.closing))
+        super()._on_revoke(client, taken)
+
+    def enter(self) -> None:
+        self.open(5.0)
+        deadline = time.monotonic() + 20
+        while not self._ours and time.monotonic() < deadline:
+            self.take(1, 0.05)
+
+
+async def test_a_client_gives_its_partitions_back_before_it_is_closed(
+    kafka: Kafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is called back while it closes may wait for ever, and the whole interpreter with it."""
+    monkeypatch.setattr(kafka_reader, "Client", Witness)
+    stays, over = Watched(kafka, "stays"), asyncio.Event()
+    await stays.thread.call(stays.enter)
+
+    async def stay() -> None:
+        while not over.is_set():
+            await stays.thread.call(stays.take, 1, 0.02)
+
+    staying = asyncio.create_task(stay())
+    guests = [Watched(kafka, f"guest {number}") for number in range(6)]
+    for number, guest in enumerate(guests):  # half of them go before they have anything, or just when
+        await guest.thread.call(guest.enter if number % 2 else lambda guest=guest: guest.open(5.0))
+        await asyncio.wrap_future(guest.thread.end(guest.close))
+    over.set()
+    await staying
+    await asyncio.wrap_future(stays.thread.end(stays.close))
+    told = [each for reader in (stays, *guests) for each in reader.told]
+    assert ("revoke", False) in guests[1].told
+    assert not [each for each in told if each[1]]
+
+
+async def test_a_client_that_cannot_leave_its_group_is_dropped(kafka: Kafka, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kafka_reader, "Client", Witness)
+    monkeypatch.setattr(kafka_reader, "LEAVE_SECONDS", 0)
+    reader = Watched(kafka, "stuck")
+    await reader.thread.call(reader.enter)
+    await asyncio.wrap_future(reader.thread.end(reader.close))
+    assert reader.told == [("assign", False)], "not closed: nobody is called back"
+
+
 async def test_workers_fail_over_to_the_outbox_and_back(
     db: Database, mock_kafka: MockKafka, hasty: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ import uvloop
 
 from caravan import telemetry
 from caravan.apps.line import Line, Order, leaves
-from caravan.apps.process import calm_collector
+from caravan.apps.process import calm_collector, ended_if_frozen
 from caravan.settings import Settings
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
@@ -43,7 +43,8 @@ async def _main(run: Run) -> None:
         return
     stopped.cancel()
     try:
-        await run(line, Settings.model_validate(order["settings"]), order)
+        async with ended_if_frozen():
+            await run(line, Settings.model_validate(order["settings"]), order)
     except Exception as error:
         first_error = leaves(error)[0]
         line.answer(order, ok=False, error=str(first_error) or type(first_error).__name__)  # of a start that failed

@@ -16,7 +16,7 @@ from caravan import telemetry
 from caravan.apps.bootstrap import Platform, open_platform
 from caravan.apps.line import leaves
 from caravan.apps.port import PortRefused, address, bind
-from caravan.apps.process import calm_collector
+from caravan.apps.process import calm_collector, ended_if_frozen
 from caravan.apps.services import SERVICES
 from caravan.db.migrate import SchemaProblem
 from caravan.db.reach import where
@@ -55,7 +55,11 @@ async def _serve(settings: Settings, name: str) -> None:
     with ExitStack() as ports:
         answers = web or "port" in settings.model_fields_set
         sockets = [ports.enter_context(bind(settings.host, settings.port))] if answers else []
-        async with exporting(settings.otlp_endpoint, name, settings.build), open_platform(settings) as platform:
+        async with (
+            ended_if_frozen(),
+            exporting(settings.otlp_endpoint, name, settings.build),
+            open_platform(settings) as platform,
+        ):
             await (_serve_web if web else _serve_background)(platform, name, stop, sockets)
     log.info("Service stopped", service=name)
 

@@ -47,7 +47,8 @@ class Consumer(Member):
     async def run_once(self) -> int:
         """One turn over the cursors this worker owns; the number of events it got past (0: nothing waits)."""
         self._turned_at = asyncio.get_running_loop().time()
-        await self._join_if_due()
+        if not self._cursors:
+            await self._join_if_due()
         done = 0
         for cursor in list(self._cursors.values()):
             try:
@@ -56,6 +57,8 @@ class Consumer(Member):
                 self._cursors.pop(cursor.id, None)
                 self._join_at = 0.0  # what is stored may be ours still
                 self._woken.set()
+        if self._cursors:
+            await self._join_if_due()  # after the turn: no payment waits for it
         self._came_round()
         return done
 
@@ -96,6 +99,8 @@ class Consumer(Member):
                 cursors[stored.id] = known if known and alike else stored
                 if now >= self._save_at and cursors[stored.id] != stored:
                     await postgres_log.move_cursor(tx, cursors[stored.id])
+        if cursors.keys() - self._cursors.keys():
+            self._woken.set()  # something may wait there
         self._cursors = cursors
         self._join_at = now + HEARTBEAT_SECONDS
         self._save_at = now + SAVE_SECONDS if now >= self._save_at else self._save_at

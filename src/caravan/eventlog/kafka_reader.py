@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -31,6 +32,8 @@ CLASSIC = {
     "heartbeat.interval.ms": 500,
 }
 CLOSE_SECONDS = 1.5  # less than a worker has for stopping
+LEAVE_SECONDS = 5.0  # for giving the partitions back, which needs nobody's answer
+SERVE_SECONDS = 0.02
 COMMIT_SECONDS = 1.0  # how much is done again, and known, where a worker is killed
 FETCH_WAIT_MS = 1000  # how long a broker keeps a question that it has no answer to; an answer goes out at once
 BUSY_RECORDS = 64  # a poll that brought so many: more are on their way,
@@ -66,6 +69,7 @@ class Reader:
         self._found: list[Record] = []  # by this poll so far
         self._busy = False
         self._ours: set[Place] = set()
+        self._leaving = False
         self._config = kafka.common(
             self._line,
             **{
@@ -187,11 +191,32 @@ class Reader:
         """Tell what is done, and leave the group: others go on at once."""
         if self._open is None:
             return
-        if self._line.last is None:  # nobody is there to be told: what is done comes again, and is known
+        if self._line.last is None:  # else nobody is there to be told: what is done comes again, and is known
             self._commit(self._ours, wait=True)
-        self._client.close()
+        if self._give_back():
+            self._client.close()
+        else:
+            log.warning("Kafka: a client is dropped that did not leave its group in time", client=self._line.who)
+            self._open = None  # its last reference: destroyed without another word, here and now
 
     # -------------------------------------------------------------- within
+
+    def _give_back(self) -> bool:
+        """Leave the group while the client still lives; whether it did.
+
+        One that is closed with partitions, or with a rebalance on its way, calls us back when its end may have begun:
+        what it asks itself then is never answered, and it holds the interpreter meanwhile, so that the whole process
+        stands still for good (librdkafka's issues 4041 and 4884; seen). Without partitions it has nothing to say.
+        """
+        self._leaving = True
+        with suppress(KafkaException):
+            self._client.unsubscribe()
+        until = time.monotonic() + LEAVE_SECONDS
+        while time.monotonic() < until:
+            with suppress(KafkaException):
+                if self._client.poll(SERVE_SECONDS) is None and not self._client.assignment():
+                    return True
+        return False
 
     def _tell_if_due(self) -> None:
         """A commit per page would be a tenth of what a busy broker does for us."""
@@ -217,7 +242,7 @@ class Reader:
     def _on_assign(self, client: Client, given: list[TopicPartition]) -> None:
         self._ours |= {(each.topic, each.partition) for each in given}
         try:
-            stored = client.committed(given, timeout=ASK_SECONDS) if given else []
+            stored = client.committed(given, timeout=ASK_SECONDS) if given and not self._leaving else given
         except KafkaException:
             stored = given  # the client asks itself, later; one without an offset is then an error, see _judge
         else:
