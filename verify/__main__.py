@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import faulthandler
 import sys
 import time
 
@@ -15,6 +16,7 @@ from verify.report import REPORT, PartResult, merge_report, table
 from verify.scratch import PREFIX, ScratchServer
 
 EXIT_FOUND = 1
+STUCK_SECONDS = {"small": 600, "full": 3600}  # then a part ends with every thread's stack, whatever it waits for
 
 
 def read_arguments() -> argparse.Namespace:
@@ -29,9 +31,11 @@ def read_arguments() -> argparse.Namespace:
 def run_part(name: str, scale: str, seed: int, case: str | None) -> PartResult:
     """One part on a server of its own."""
     started = time.monotonic()
+    faulthandler.dump_traceback_later(STUCK_SECONDS[scale], exit=True)
     with ScratchServer() as server:
         context = Context(name, scale, seed, server, case)
         result = asyncio.run(_run(context))
+    faulthandler.cancel_dump_traceback_later()
     result.seconds = time.monotonic() - started
     return result
 
