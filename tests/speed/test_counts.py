@@ -7,7 +7,9 @@ pages. Nothing here measures time. Where a limit is passed, `python -m bench.pro
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
+import psycopg
 import pytest
 
 from bench.check import check
@@ -27,6 +29,9 @@ TRAINERS = {0: 100, PAST_SESSIONS: 200}  # some of the past is still to come, so
 # without a past, 328 with it. Lower them when the code does better.
 LIMITS = {"commits": 0.09, "statements": 0.22, "wal_bytes": 21_000}
 BUFFERS = {0: 325, PAST_SESSIONS: 338}
+
+# What one payment alone asks through, one after the other: begin and commit too, and the turns that find nothing more.
+ROUND_TRIPS_ALONE = 45
 
 # Counts alone matter here: a first change of a page after a checkpoint, or a vacuum, would be chance.
 SETTINGS = {"fsync": "off", "full_page_writes": "off", "autovacuum": "off", "shared_buffers": "256MB"}
@@ -61,3 +66,26 @@ async def test_a_fulfilment_asks_no_more_of_the_database_than_it_did(
     limits = LIMITS | {"buffers": BUFFERS[past]}
     over = {name: counted[name] for name, limit in limits.items() if (counted[name] or 0) > limit}
     assert not over, f"over the limits {limits}: {over}; pages and WAL by statement: {dearest}"
+
+
+async def test_a_payment_alone_waits_for_few_round_trips(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consumer, "HEARTBEAT_SECONDS", 3600)
+    execute, asked = psycopg.AsyncCursor.execute, list[str]()
+
+    async def counting(self: psycopg.AsyncCursor[Any], query: Any, *given: Any, **named: Any) -> Any:
+        asked.append(str(query)[:60])
+        return await execute(self, query, *given, **named)
+
+    monkeypatch.setattr(psycopg.AsyncCursor, "execute", counting)
+    url = server.create("alone")
+    await build_market(url, trainers=100, seed=SEED)
+    async with Database(url) as db:
+        await add_captured_payments(url, 8, SEED)
+        await drain(db, SUBSCRIPTIONS)  # the groups are known, and have a place
+        asked.clear()
+        await drain(db, SUBSCRIPTIONS)
+        idle = len(asked)
+        await add_captured_payments(url, 1, SEED + 1)
+        asked.clear()
+        await drain(db, SUBSCRIPTIONS)
+    assert len(asked) - idle <= ROUND_TRIPS_ALONE, asked
