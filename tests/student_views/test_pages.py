@@ -161,6 +161,7 @@ async def test_steps_say_what_is_done_and_what_is_missing() -> None:
         return " ".join(step.state for step in wording.steps(item, 30))
 
     assert [step.state for step in wording.steps(None, 30)] == ["now", "todo", "todo", "todo"]
+    assert wording.steps(None, 1)[3].title == "1 session booked"
     assert states(Stage.PAID) == "done now todo todo"
     assert states(Stage.PURCHASED, "NO_TRAINER_AVAILABLE") == "done done waiting todo"
     assert states(Stage.ALLOCATED) == "done done done now"

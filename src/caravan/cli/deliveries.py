@@ -34,6 +34,7 @@ from caravan.settings import Settings
 from caravan.student_views.cache import ViewCache
 from caravan.student_views.queries import list_ends
 from caravan.web import audit
+from caravan.web.formats import counted
 from caravan.web.formats import money as amount_words
 
 SOURCE = "caravan-cli"
@@ -417,8 +418,7 @@ def clear_cache(data: Path | None, student_id: UUID, *, as_json: bool) -> int:
     if cleared is None:
         said = "There is no cache to clear (REDIS_URL is not set): home and learning come straight from the database."
     else:
-        views = "view" if cleared == 1 else "views"
-        said = f"{cleared} cached {views} forgotten: the next look comes from the database."
+        said = f"{counted(cleared, 'cached view')} forgotten: the next look comes from the database."
     show({"student_id": student_id, "cleared": cleared or 0, "detail": said}, as_json=as_json, text=said)
     return FINE
 
