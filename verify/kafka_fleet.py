@@ -222,7 +222,11 @@ async def _open_families(db: Database, payments: Sequence[Any], number: int) -> 
     async with db.transaction("student-service") as tx:
         for n, student in enumerate(await tx.values(LIST_STUDENTS, {"payments": list(payments), "number": number})):
             account = await create_account(
-                tx, email=f"fleet-{n}@example.com", name="Rao", role=Role.STUDENT, password_hash="-"  # noqa: S106
+                tx,
+                email=f"fleet-{n}@example.com",
+                name="Rao",
+                role=Role.STUDENT,
+                password_hash="-",  # noqa: S106
             )
             await link_student(tx, account, student)
             families.append(Family(student, await issue_token(tx, account)))

@@ -314,7 +314,8 @@ def _series(
         if len(starts) >= count:
             return starts[:count]
     raise InvalidSchedule(
-        f"{count} sessions from {_spell_date(first)} can't be placed: too few of the dates are no holidays."
+        f"{count} session{'' if count == 1 else 's'} from {_spell_date(first)} can't be placed:"
+        " too few of the dates are no holidays."
     )
 
 

@@ -152,7 +152,11 @@ class Settings(BaseSettings):
     def _are_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for origin in value:
             parts = urlsplit(origin)
-            if parts.scheme not in ("http", "https") or not parts.netloc or origin != f"{parts.scheme}://{parts.netloc}":
+            if (
+                parts.scheme not in ("http", "https")
+                or not parts.netloc
+                or origin != f"{parts.scheme}://{parts.netloc}"
+            ):
                 raise ValueError(f"{origin} is not an origin such as https://app.example.com")
         return value
 
@@ -227,9 +231,7 @@ def load_settings(environ: Mapping[str, str] | None = None, /, **given: object) 
     environ = os.environ if environ is None else environ
     _refuse_unknown_names(environ)
     by_name = {_variable(field).upper(): field for field in Settings.model_fields}
-    values: dict[str, object] = {
-        field: environ[name] for name, field in by_name.items() if environ.get(name, "") != ""
-    }
+    values: dict[str, object] = {field: environ[name] for name, field in by_name.items() if environ.get(name, "") != ""}
     values |= {field: value for field, value in given.items() if value is not None}
     try:
         settings = Settings.model_validate(values)

@@ -26,14 +26,14 @@ async def test_the_timeline_tells_it_all_and_who(desk: Desk) -> None:
     assert by_id["timeline"] == found["timeline"]
     lines = [(line["kind"], line["actor"], line["said"]) for line in found["timeline"]]
     expected = [
-        ("payment", "sandbox", "Captured INR 3600.00"),
+        ("payment", "sandbox", "Captured ₹3,600"),
         ("event", "payment-service", "PURCHASE_CONFIRMED"),
         ("processed", "purchase-creation-workers", "Processed PURCHASE_CONFIRMED"),
         ("event", "purchase-worker", "PURCHASE_CREATED"),
         ("event", "allocation-worker", "TRAINER_ALLOCATED"),
         ("event", "session-worker", "SESSIONS_SCHEDULED"),
         ("by hand", "asha@example.com", "refund: by a test"),
-        ("refund", "admin", "Gave back INR 3600.00"),
+        ("refund", "admin", "Gave back ₹3,600"),
         ("event", "admin-service", "PURCHASE_REFUNDED"),
     ]
     places = [lines.index(line) for line in expected]
@@ -43,6 +43,18 @@ async def test_the_timeline_tells_it_all_and_who(desk: Desk) -> None:
     assert [line["at"] for line in found["timeline"]] == sorted(line["at"] for line in found["timeline"])
     assert found["stage"] == "refunded"
     assert all(session["status"] == "cancelled" for session in found["sessions"])
+
+
+async def test_the_timeline_writes_money_and_numbers_as_every_page_does(desk: Desk) -> None:
+    payment = await desk.shop.bought()
+    await desk.shop.work()
+    await desk.do("POST", f"payments/{payment}/refund", NOTE | {"amountCents": 12_050, "sessions": 1})
+    await desk.shop.run("update payments set amount_cents = 360000_00, coins = 1, captured_currency = 'USD'")
+    said = [line["said"] for line in (await desk.get(f"purchases/{payment}"))["timeline"]]
+    assert "Asked to pay ₹3,60,000 through sandbox, with 1 coin" in said
+    assert "Captured $3,600" in said
+    assert "Gave back ₹120.50, 1 session" in said
+    assert not [line for line in said if "INR" in line or "{}" in line]
 
 
 async def test_a_dead_letter_is_in_the_timeline_and_replayed_once(desk: Desk) -> None:

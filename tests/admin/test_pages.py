@@ -99,7 +99,7 @@ async def test_a_stuck_purchase_is_moved_by_its_one_button(console: Console) -> 
     await console.shop.work()
     text = text_of(await console.page(f"/purchases/{payment}"))
     assert "Delivered: the sessions are booked." in text
-    assert "Captured INR 3600.00" in text
+    assert "Captured ₹3,600" in text
     assert "The next step" not in text
     assert "Nothing waits" in await console.page("/waiting")
 

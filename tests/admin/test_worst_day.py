@@ -23,9 +23,7 @@ from tests.shop import SETTINGS, open_shop
 
 @pytest.fixture
 async def client(db: Database) -> AsyncIterator[httpx2.AsyncClient]:
-    app = make_app(
-        db, routes.router, pages.router, worst_day_routes.router, worst_day_pages.router, settings=SETTINGS
-    )
+    app = make_app(db, routes.router, pages.router, worst_day_routes.router, worst_day_pages.router, settings=SETTINGS)
     app.state.subscriptions = BY_GROUP
     async with client_of(app) as client:
         yield client

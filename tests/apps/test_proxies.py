@@ -29,7 +29,6 @@ async def login(db: Database, settings: Settings, *, peer: str, headers: dict[st
         return await client.post("/api/v1/auth/login", json=body, headers=headers)
 
 
-
 @pytest.fixture
 async def account(db: Database) -> None:
     await an_account(db, "asha@example.com", Role.STUDENT)

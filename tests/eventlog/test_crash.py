@@ -92,4 +92,3 @@ async def test_an_event_whose_transaction_id_was_used_before_the_crash_is_heard(
     finally:
         server.stop()
     assert heard == [course]
-

@@ -416,9 +416,7 @@ async def test_who_is_given_back_what_was_missed_goes_on_as_it_is_booked(shop: S
         to_come = [slot for slot in booked if slot > tx.now]
         missed = len(booked) - len(to_come)
         cents = 1000 * missed
-        await money.refund(
-            tx, ACTOR, payment, "missed", amount_cents=cents, sessions=missed, providers=PROVIDERS
-        )
+        await money.refund(tx, ACTOR, payment, "missed", amount_cents=cents, sessions=missed, providers=PROVIDERS)
     await shop.work()
     assert await stage_of(shop, payment) == ("scheduled", None)
     assert [row["starts_at"] for row in await shop.rows(NUMBERED)] == to_come

@@ -161,9 +161,7 @@ async def processed(db: Database, road: Road, event_type: str, event_id: UUID | 
         )
 
 
-async def parked(
-    db: Database, road: Road, event_type: str, event_id: UUID, *, code: str = "HANDLER_FAILED"
-) -> UUID:
+async def parked(db: Database, road: Road, event_type: str, event_id: UUID, *, code: str = "HANDLER_FAILED") -> UUID:
     dead_letter_id = new_id()
     async with db.transaction() as tx:
         await tx.execute(

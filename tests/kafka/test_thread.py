@@ -92,6 +92,7 @@ async def test_who_is_cancelled_before_it_has_a_client_leaves_none(db: Database,
         names = ("effects-1", "relay-1")
         consumer, relay = (Worker(service="any", group="effects", build="test", name=name) for name in names)
         members = KafkaConsumer(db, group.subscription, consumer, kafka), Relay(db, relay, kafka)
+
         def ours() -> list[threading.Thread]:
             return [each for each in threading.enumerate() if each not in before and each.name.startswith("kafka ")]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, time
+from uuid import UUID
 
 import httpx2
 import pytest
@@ -13,10 +14,10 @@ from caravan.deliveries import Reason, Stage
 from caravan.ids import new_id
 from caravan.student_views import pages, wording
 from caravan.web.auth import Role
-from tests.builders import a_refund
+from tests.builders import a_refund, a_trainer
 from tests.clients import an_account, bearer, client_of, make_app
 from tests.fulfilment import world
-from tests.shop import open_shop
+from tests.shop import Shop, open_shop
 from tests.student_views.test_views import sign_in
 
 PAGE = {"accept": "text/html"}
@@ -160,6 +161,7 @@ async def test_steps_say_what_is_done_and_what_is_missing() -> None:
         return " ".join(step.state for step in wording.steps(item, 30))
 
     assert [step.state for step in wording.steps(None, 30)] == ["now", "todo", "todo", "todo"]
+    assert wording.steps(None, 1)[3].title == "1 session booked"
     assert states(Stage.PAID) == "done now todo todo"
     assert states(Stage.PURCHASED, "NO_TRAINER_AVAILABLE") == "done done waiting todo"
     assert states(Stage.ALLOCATED) == "done done done now"
@@ -210,6 +212,87 @@ async def test_a_trainer_sees_the_coming_sessions(db: Database, client: httpx2.A
     page = await read(client, "/schedule")
     assert page.count("Robotics with Asha") == 3
     assert (await client.get("/home")).status_code == 403
+
+
+async def a_booked_trainer(db: Database, client: httpx2.AsyncClient, mode: str) -> tuple[Shop, str]:
+    """A course that begins in an hour, signed in as its trainer; the address of the way to its first session."""
+    shop = await open_shop(db, trainers=1)
+    payment = await shop.bought(mode=mode, sessions=10)
+    await shop.work()
+    await shop.run(
+        "update tutoring_sessions set starts_at = now() + interval '1 hour', ends_at = now() + interval '2 hours'"
+        " where seq = 1"
+    )
+    await sign_in_as_trainer(db, client, shop.trainers[0])
+    return shop, f"/schedule/{(await shop.sees(payment))['purchase_id']}/1/place"
+
+
+async def sign_in_as_trainer(db: Database, client: httpx2.AsyncClient, trainer: UUID) -> None:
+    actor = await an_account(db, f"{trainer}@example.com", Role.TRAINER)
+    async with db.transaction() as tx:
+        named = {"account": actor.account_id, "trainer": trainer}
+        await tx.execute("update trainers set account_id = %(account)s where id = %(trainer)s", named)
+    client.headers.update(await bearer(db, actor))
+
+
+async def test_the_booked_trainer_is_shown_the_way_to_a_session_at_home(
+    db: Database, client: httpx2.AsyncClient
+) -> None:
+    shop, address = await a_booked_trainer(db, client, "home")
+    schedule = await read(client, "/schedule")
+    assert schedule.count(f'href="{address}"') == schedule.count("The way there</a>") == 1
+    assert schedule.count("the way there is shown from two hours before") == 9
+    assert "28.61" not in schedule
+    page = await read(client, address)
+    assert 'href="https://www.openstreetmap.org/?mlat=28.6139&amp;mlon=77.209#map=17/28.6139/77.209"' in page
+    assert "The way to Asha" in page
+    [audited] = await shop.rows("select actor, action, subject_id, note, after from audit_log")
+    assert audited["actor"] == f"{shop.trainers[0]}@example.com"
+    assert (audited["action"], audited["note"]) == ("students:place", "on the way to session 1")
+    assert audited["subject_id"] in address
+    assert "coordinates" not in str(await shop.violations())  # no text of any table holds the place
+    await shop.run("update students set latitude = null, longitude = null")
+    assert "Nobody has said where home is" in await read(client, address)
+
+
+@pytest.mark.parametrize(
+    "otherwise",
+    [
+        "update tutoring_sessions set starts_at = now() + interval '121 minutes', ends_at = now() + interval '3 hours'",
+        "update tutoring_sessions set starts_at = now() - interval '1 hour', ends_at = now() - interval '1 second'",
+        "update tutoring_sessions set status = 'cancelled'",
+        "update tutoring_sessions set status = 'completed'",
+        "update bookings set live = false",
+        "update student_course_purchases set learning_mode = 'online'",
+    ],
+    ids=["too early", "over", "cancelled", "held", "booking released", "online"],
+)
+async def test_a_place_is_not_shown_otherwise(db: Database, client: httpx2.AsyncClient, otherwise: str) -> None:
+    shop, address = await a_booked_trainer(db, client, "home")
+    assert "28.6139" in await read(client, address)
+    await shop.run(otherwise)
+    await unknown(client, address)
+
+
+async def unknown(client: httpx2.AsyncClient, address: str) -> None:
+    refused = await client.get(address)
+    assert refused.status_code == 404
+    assert refused.text == (await client.get(f"/schedule/{new_id()}/1/place")).text
+    assert address not in await read(client, "/schedule")
+
+
+async def test_a_place_is_shown_to_nobody_but_the_booked_trainer(db: Database, client: httpx2.AsyncClient) -> None:
+    shop, address = await a_booked_trainer(db, client, "home")
+    async with db.transaction() as tx:
+        colleague = await a_trainer(tx, shop.course)
+    await sign_in_as_trainer(db, client, colleague)
+    await unknown(client, address)
+    await shop.run("update tutoring_sessions set trainer_id = %(colleague)s", colleague=colleague)
+    await unknown(client, address)  # the booking is another's still
+    for role in (Role.STUDENT, Role.SUPPORT, Role.ADMIN):
+        await sign_in(db, client, shop.student, role=role)
+        assert (await client.get(address)).status_code == 403
+    assert await shop.rows("select from audit_log") == []
 
 
 def test_a_reason_of_a_later_release_has_words_too() -> None:

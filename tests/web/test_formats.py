@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from caravan.web.formats import duration, money, when
+from caravan.web.formats import counted, duration, money, when
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,10 @@ from caravan.web.formats import duration, money, when
 )
 def test_money(cents: int, currency: str, text: str) -> None:
     assert money(cents, currency) == text
+
+
+def test_things_are_counted() -> None:
+    assert [counted(number, "session") for number in (0, 1, 30)] == ["0 sessions", "1 session", "30 sessions"]
 
 
 def test_times_name_their_zone() -> None:

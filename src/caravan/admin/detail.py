@@ -11,6 +11,7 @@ from caravan.admin.purchases import Listed, list_lines
 from caravan.db import Tx
 from caravan.errors import NotFound
 from caravan.fulfilment.facts import gather_facts
+from caravan.web.formats import counted, money
 
 EVENTS_MAX = 300
 
@@ -135,6 +136,7 @@ where pu.payment_id = %(payment_id)s order by t.seq
 """
 
 # All that is known to have happened to a payment, its checkout and its purchase; each fact with who brought it about.
+# Where there is an `amount`, `{}` in what is said stands for it.
 LIST_TIMELINE = """
 with subject as (
   select p.id as payment_id, p.checkout_id, pu.id as purchase_id
@@ -142,43 +144,44 @@ with subject as (
 ), attempts as (
   select p.* from payments p join subject s on s.checkout_id = p.checkout_id
 )
-select at, kind, actor, said, subject from (
+select at, kind, actor, said, subject, amount from (
   select a.created_at as at, 'payment' as kind, coalesce(acc.email, 'unknown account') as actor,
-         'Asked to pay ' || a.currency || ' ' || round(a.amount_cents / 100.0, 2) || ' through ' || a.provider
-         || case when a.coins > 0 then ', with ' || a.coins || ' coins' else '' end as said, a.id::text as subject,
-         0 as rank, 0::bigint as position
+         'Asked to pay {} through ' || a.provider as said, a.id::text as subject, 0 as rank, 0::bigint as position,
+         jsonb_build_object('cents', a.amount_cents, 'currency', a.currency, 'coins', a.coins) as amount
   from attempts a left join accounts acc on acc.id = a.account_id
   union all
   select a.captured_at, 'payment', a.provider,
-         'Captured ' || a.currency || ' ' || round(a.captured_cents / 100.0, 2), a.id::text, 2, 0
+         'Captured {}', a.id::text, 2, 0,
+         jsonb_build_object('cents', a.captured_cents, 'currency', coalesce(a.captured_currency, a.currency))
   from attempts a where a.captured_at is not null
   union all
   select w.received_at, 'webhook', w.provider,
-         w.type || ' ' || w.event_id || ': ' || coalesce(w.outcome, 'not applied yet'), w.payment_id::text, 1, 0
+         w.type || ' ' || w.event_id || ': ' || coalesce(w.outcome, 'not applied yet'), w.payment_id::text, 1, 0, null
   from webhook_events w where w.payment_id in (select id from attempts)
   union all
-  select r.created_at, 'refund', r.source, 'Gave back ' || a.currency || ' ' || round(r.amount_cents / 100.0, 2)
-         || case when r.sessions > 0 then ', ' || r.sessions || ' sessions' else '' end, r.payment_id::text, 2, 0
+  select r.created_at, 'refund', r.source, 'Gave back {}', r.payment_id::text, 2, 0,
+         jsonb_build_object('cents', r.amount_cents, 'currency', a.currency, 'sessions', r.sessions)
   from refunds r join attempts a on a.id = r.payment_id
   union all
   (select o.occurred_at, 'event', o.source, o.type || coalesce(' (' || (o.data->>'reason') || ')', ''),
-          o.event_id::text, 5, o.id
+          o.event_id::text, 5, o.id, null
    from outbox o where o.correlation_id in (select id::text from attempts) order by o.id desc limit %(limit)s)
   union all
-  (select d.processed_at, 'processed', d.consumer_group, 'Processed ' || d.event_type, d.event_id::text, 4, 0
+  (select d.processed_at, 'processed', d.consumer_group, 'Processed ' || d.event_type, d.event_id::text, 4, 0,
+          null
    from processed_events d where d.correlation_id in (select id::text from attempts)
    order by d.processed_at desc limit %(limit)s)
   union all
   select l.created_at, 'dead letter', l.consumer_group, 'Gave up on ' || l.event_type || ': ' || l.error,
-         l.id::text, 6, 0
+         l.id::text, 6, 0, null
   from dead_letters l where l.correlation_id in (select id::text from attempts)
   union all
   select l.resolved_at, 'dead letter', coalesce(l.resolved_by, 'unknown'), l.event_type || ' was ' || l.status,
-         l.id::text, 6, 0
+         l.id::text, 6, 0, null
   from dead_letters l where l.correlation_id in (select id::text from attempts) and l.resolved_at is not null
   union all
   select g.at, 'by hand', g.actor, g.action || coalesce(': ' || g.note, '') || coalesce('. ' || (g.after->>'did'), ''),
-         g.subject_id, 3, 0
+         g.subject_id, 3, 0, null
   from audit_log g
   where g.subject_id in (
     select id::text from attempts union all select purchase_id::text from subject
@@ -204,5 +207,15 @@ async def get_detail(tx: Tx, some_id: UUID, *, local: bool = False) -> Detail:
         allocations=await tx.all(LIST_ALLOCATIONS_OF, named, into=Allocation),
         sessions=await tx.all(LIST_SESSIONS_OF, named, into=Session),
         refunded_cents=facts.refunded_cents,
-        timeline=await tx.all(LIST_TIMELINE, named | {"limit": EVENTS_MAX}, into=Moment),
+        timeline=[_moment(**row) for row in await tx.all(LIST_TIMELINE, named | {"limit": EVENTS_MAX})],
     )
+
+
+def _moment(*, said: str, amount: dict[str, Any] | None, **rest: Any) -> Moment:
+    if amount:
+        said = said.replace("{}", money(amount["cents"], amount["currency"]))
+        if amount.get("coins"):
+            said += f", with {counted(amount['coins'], 'coin')}"
+        if amount.get("sessions"):
+            said += f", {counted(amount['sessions'], 'session')}"
+    return Moment(said=said, **rest)

@@ -254,9 +254,7 @@ async def press(
                 case "release":
                     return await money.release(tx, actor, payment_id, note, notice=notice)
                 case "confirm-start":
-                    return await worst_day.confirm_start(
-                        tx, actor, payment_id, note, start_date=starts, notice=notice
-                    )
+                    return await worst_day.confirm_start(tx, actor, payment_id, note, start_date=starts, notice=notice)
                 case "mend_payment":
                     return await money.mend_payment(
                         tx,

@@ -15,6 +15,7 @@ from caravan.allocations.search import Search
 from caravan.bookings import Missed, Series
 from caravan.calendar import InvalidSchedule
 from caravan.deliveries import Reason
+from caravan.web.formats import counted
 
 APART = timedelta(hours=12)
 """No two sessions of a purchase begin sooner after one another, as the calendar has it."""
@@ -113,5 +114,6 @@ def _next_starts(state: State, plan: Plan, not_before: datetime, holidays: Colle
         return starts
     free = [start for start in starts if all(abs(start - kept) >= APART for kept in plan.kept)]
     if len(free) < plan.wanted:
-        raise InvalidSchedule(f"{plan.wanted} more sessions don't fit beside the {len(plan.kept)} that are booked.")
+        more = counted(plan.wanted, "more session")
+        raise InvalidSchedule(f"{more} can't be placed beside the {len(plan.kept)} that are booked.")
     return free[: plan.wanted]

@@ -158,7 +158,7 @@ async def ensure_demo(db: Database, settings: Settings, url: str) -> None:
 def _read_passwords(folder: DataFolder) -> Passwords:
     """Of an earlier run, by account; empty where there was none."""
     document = folder.read_demo()
-    signed_in = [document.get(key, {}) for key in ("admin", "support", "trainer")] 
+    signed_in = [document.get(key, {}) for key in ("admin", "support", "trainer")]
     signed_in += document.get("students", []) + document.get("rehearsal", [])
     by_email = {each["email"]: each["password"] for each in signed_in if "password" in each}
     return {seed.key: by_email[email_of(seed.key)] for seed in ACCOUNTS if email_of(seed.key) in by_email}
@@ -187,9 +187,7 @@ async def _fill(tx: Tx, hashes: Passwords) -> None:
     for seed in ACCOUNTS:
         for name, student_id, has_place in seed.students:
             latitude, longitude = _somewhere(places) if has_place else (None, None)
-            student = await create_student(
-                tx, name=name, latitude=latitude, longitude=longitude, student_id=student_id
-            )
+            student = await create_student(tx, name=name, latitude=latitude, longitude=longitude, student_id=student_id)
             await link_student(tx, accounts[seed.key], student)
     for number, name in enumerate(TRAINER_NAMES[:TRAINERS]):
         await _add_trainer(tx, number, name, courses, accounts["trainer"], places)
@@ -275,9 +273,7 @@ async def _describe(tx: Tx, settings: Settings, url: str, passwords: Passwords) 
             students[seed.for_rehearsal].append(
                 {"id": str(row["id"]), "name": name, "email": row["email"], "password": passwords[seed.key]}
             )
-    sign_in = {
-        key: {"email": email_of(key), "password": passwords[key]} for key in ("admin", "support", "trainer")
-    }
+    sign_in = {key: {"email": email_of(key), "password": passwords[key]} for key in ("admin", "support", "trainer")}
     rows = await tx.all(LIST_COURSES, {"ids": [seed.id for seed in COURSES if seed.id]})
     courses = [{"id": str(row["id"]), "title": row["title"]} for row in rows]
     return {

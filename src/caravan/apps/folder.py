@@ -1,11 +1,11 @@
 """The data folder: one `caravan up` at a time, and where its parts are.
 
-    DIR/lock           held by the supervisor and by the processes it started, for as long as any of them lives
-    DIR/control.sock   mode 0600: what `caravan` commands ask the supervisor
-    DIR/demo.json      mode 0600: the demo's accounts
-    DIR/sandbox-books.jsonl  what the sandbox provider remembers of the money it took
-    DIR/caravan.log    what the services say, where the supervisor's own output is a terminal
-    DIR/postgres/      the embedded database, see caravan.db.embedded
+DIR/lock           held by the supervisor and by the processes it started, for as long as any of them lives
+DIR/control.sock   mode 0600: what `caravan` commands ask the supervisor
+DIR/demo.json      mode 0600: the demo's accounts
+DIR/sandbox-books.jsonl  what the sandbox provider remembers of the money it took
+DIR/caravan.log    what the services say, where the supervisor's own output is a terminal
+DIR/postgres/      the embedded database, see caravan.db.embedded
 """
 
 from __future__ import annotations

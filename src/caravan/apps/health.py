@@ -56,7 +56,7 @@ async def _worker_problems(tx: Tx, services: Collection[str]) -> list[str]:
         if lag.service not in services:
             continue
         if not lag.workers_alive:
-            problems.append(f"{lag.service} is not running; {lag.messages} events wait")
+            problems.append(f"{lag.service} is not running; {lag.waiting}")
         elif lag.progress_age_seconds is not None and lag.progress_age_seconds > STALE_SECONDS:
             problems.append(f"{lag.service} has not turned for {lag.progress_age_seconds:.0f} s")
     for worker in await list_workers(tx):

@@ -33,6 +33,7 @@ from caravan.apps.demo_data import (
 from caravan.apps.stage import SOURCE, NotAsExpected, Sale, Stage
 from caravan.db import Tx
 from caravan.payments.operations import capture
+from caravan.web.formats import counted
 
 PAYMENT_OF_AI = UUID("5dc56599-cd44-4672-ab73-2bf7f789ef34")
 PAYMENT_OF_ROBOTICS = UUID("fb8f4aae-7fb3-43d0-8782-cacbaea2cc8c")
@@ -128,7 +129,8 @@ def _name_payment(telling: Telling, named: UUID, run: int) -> UUID:
 async def _delivered(stage: Stage, telling: Telling, payment_id: UUID, since: float) -> dict[str, Any]:
     row = await stage.until_delivered(payment_id)
     telling.seconds = time.monotonic() - since
-    telling.say(f"Delivered: purchase {row['purchase_id']}, trainer {row['trainer_id']}, {row['scheduled']} sessions.")
+    sessions = counted(row["scheduled"], "session")
+    telling.say(f"Delivered: purchase {row['purchase_id']}, trainer {row['trainer_id']}, {sessions}.")
     return row
 
 
@@ -209,7 +211,7 @@ async def allocation_without_sessions(stage: Stage, telling: Telling, run: int) 
     telling.say(f"Allocation {allocation} is approved and has no sessions; diagnose says {telling.seen}.")
     path = f"/api/v1/admin/allocations/{allocation}/sessions"
     made = await stage.http("POST", path, {"note": "caravan demo"}, who=stage.admin)
-    telling.say(f"The operator made them by hand: {made['created']} sessions.")
+    telling.say(f"The operator made them by hand: {counted(made['created'], 'session')}.")
     await _delivered(stage, telling, payment_id, since)
     await stage.start("session-worker")
 

@@ -142,7 +142,7 @@ def diagnose(
     """
     if payment is not None and student_id is not None:
         raise typer.BadParameter("choose one of STUDENT_ID (and COURSE_ID) and --payment ID")
-    from caravan.cli.deliveries import diagnose as run
+    from caravan.cli.diagnose import diagnose as run
 
     raise typer.Exit(run(data, student_id, course_id, payment, as_json=as_json))
 

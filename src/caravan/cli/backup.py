@@ -43,9 +43,7 @@ def backup(data: Path | None, file: Path, *, as_json: bool) -> int:
     return FINE
 
 
-def restore(
-    data: Path | None, file: Path, note: str, *, replace: bool, since: datetime | None, as_json: bool
-) -> int:
+def restore(data: Path | None, file: Path, note: str, *, replace: bool, since: datetime | None, as_json: bool) -> int:
     settings = settings_of(data)
     telemetry.configure_logging(json=settings.log_json, stream=sys.stderr, level="WARNING")
     audit.use_build(settings.build)

@@ -33,6 +33,7 @@ from caravan.fulfilment.invariants import INVARIANTS, SHALLOW
 from caravan.fulfilment.invariants import check as check_invariants
 from caravan.pauses import list_pauses
 from caravan.settings import Settings
+from caravan.web.formats import counted
 
 DISK_BYTES_MIN = 500_000_000
 EXTENSIONS = ("btree_gist",)
@@ -166,7 +167,7 @@ async def _lag(data: Path | None, tx: Tx) -> Check:
 
 async def _letters(tx: Tx) -> Check:
     parked = len(await list_dead_letters(tx, limit=1000))
-    said = f"{parked} events given up: look with `caravan dead-letters list`" if parked else "none"
+    said = f"{counted(parked, 'event')} given up: look with `caravan dead-letters list`" if parked else "none"
     return Check("dead letters", not parked, said)
 
 

@@ -19,6 +19,7 @@ from caravan.fulfilment.wording import reason_words, stage_words
 from caravan.pauses import Pause, Scope
 from caravan.payments.webhooks import Unclaimed
 from caravan.settings import Settings
+from caravan.web.formats import counted
 
 SOURCE = "caravan-cli"
 
@@ -31,7 +32,7 @@ def pause(data: Path | None, scope: Scope, note: str, *, as_json: bool) -> int:
     paused, under_way = run(data, work)
     said = f"{paused.sentence[0].upper()}{paused.sentence[1:]} Checkouts and payments go on; what is paid for waits."
     if under_way:
-        said += f" {under_way} transaction(s) that had begun before are not over yet: see `caravan workers`."
+        said += f" Not over yet: {counted(under_way, 'transaction')} begun before. See `caravan workers`."
     show({"pause": paused, "under_way": under_way}, as_json=as_json, text=said)
     return FOUND_PROBLEMS if under_way else FINE
 

@@ -85,9 +85,7 @@ async def register_relay(tx: Tx) -> None:
     """Where KAFKA_BROKER is set, at the start of every process."""
     await tx.execute(REGISTER_RELAY, {"relay": RELAY_GROUP})
     await tx.value(LOCK_GROUP, {"group": RELAY_GROUP})
-    await tx.execute(
-        CREATE_RELAY_CURSOR, {"id": new_id(), "relay": RELAY_GROUP, "partitions": list(range(PARTITIONS))}
-    )
+    await tx.execute(CREATE_RELAY_CURSOR, {"id": new_id(), "relay": RELAY_GROUP, "partitions": list(range(PARTITIONS))})
 
 
 NO_RELAY = """

@@ -90,9 +90,7 @@ class Reader:
         """Look at the topics and join. Raises KafkaUnavailable, BadSettings."""
         self._kafka.ensure_topics(seconds)
         self._open = Client(self._config)
-        self._open.subscribe(
-            self._topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
-        )
+        self._open.subscribe(self._topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
 
     @property
     def _client(self) -> Client:

@@ -22,7 +22,7 @@ from caravan.fulfilment.gaps import GAPS, HOP_OF_STAGE, list_gap
 from caravan.fulfilment.wording import reason_words
 from caravan.ids import new_id
 from caravan.payments.webhooks import list_unclaimed
-from caravan.web.formats import duration, money
+from caravan.web.formats import counted, duration, money
 
 Severity = Literal["warning", "critical"]
 
@@ -83,7 +83,8 @@ async def money_overdue(tx: Tx, _looked: Looked) -> list[Found]:
                 "MONEY_OVERDUE",
                 gap.name,
                 "critical",
-                f"{_payments(len(payments))} ({sums}) without {lack}; the oldest was paid {duration(oldest)} ago.",
+                f"{counted(len(payments), 'payment')} ({sums}) without {lack};"
+                f" the oldest was paid {duration(oldest)} ago.",
                 {"payments": len(payments), "amountCents": cents, "oldestSeconds": round(oldest)},
             )
         )
@@ -107,8 +108,8 @@ async def money_waiting(tx: Tx, _looked: Looked) -> list[Found]:
             "MONEY_WAITING",
             reason,
             "warning",
-            f"{_payments(sum(row[1] for row in rows))} ({', '.join(money(row[2], row[0]) for row in rows)}) for"
-            f" {duration(max(row[3] for row in rows))}: {reason_words(reason)}",
+            f"{counted(sum(row[1] for row in rows), 'payment')} ({', '.join(money(row[2], row[0]) for row in rows)})"
+            f" for {duration(max(row[3] for row in rows))}: {reason_words(reason)}",
             {
                 "payments": sum(row[1] for row in rows),
                 "amountCents": {row[0]: row[2] for row in rows},
@@ -128,7 +129,7 @@ async def money_unclaimed(tx: Tx, looked: Looked) -> list[Found]:
     for item in items:
         cents[item.currency] = cents.get(item.currency, 0) + item.amount_cents
     sums = ", ".join(money(amount, currency) for currency, amount in sorted(cents.items()))
-    said = f"{_payments(len(items))} ({sums}) captured by a provider and known to nobody here."
+    said = f"{counted(len(items), 'payment')} ({sums}) captured by a provider and known to nobody here."
     return [Found("MONEY_UNCLAIMED", "", "warning", said, {"payments": len(items), "amountCents": cents})]
 
 
@@ -195,7 +196,7 @@ async def dead_letters(tx: Tx, _looked: Looked) -> list[Found]:
             "DEAD_LETTERS",
             group,
             "critical",
-            f"{count} event{'' if count == 1 else 's'} given up by {group}: look, then replay or discard.",
+            f"{counted(count, 'event')} given up by {group}: look, then replay or discard.",
             {"events": count},
         )
         for group, count in await tx.tuples(COUNT_PARKED)
@@ -212,10 +213,6 @@ RULES: tuple[Rule, ...] = (
     dead_letters,
 )
 NAMES = tuple(rule.__name__.upper() for rule in RULES)
-
-
-def _payments(count: int) -> str:
-    return f"{count} payment{'' if count == 1 else 's'}"
 
 
 # ------------------------------------------------------------------ begin and end

@@ -18,7 +18,7 @@ from caravan.db import Tx
 from caravan.deliveries import Reason, Stage
 from caravan.fulfilment.facts import Facts, choose_payments, gather_facts
 from caravan.fulfilment.gaps import HOP_OF_STAGE, Hop, Step
-from caravan.web.formats import money
+from caravan.web.formats import counted, money
 
 # An event that waits this long with a live worker is behind; a worker's lease is as long, so a dead one shows as soon.
 WAITING_SECONDS = 6.0
@@ -133,7 +133,7 @@ def _explain_uncaptured(facts: Facts, now: datetime) -> Explanation:
     if facts.webhooks_unapplied:
         return (
             Technical.WEBHOOK_NOT_APPLIED,
-            [f"{facts.webhooks_unapplied} stored webhook(s) of this payment have had no effect yet."],
+            [f"Without effect yet: {counted(facts.webhooks_unapplied, 'stored webhook')} of this payment."],
             Step.APPLY_WEBHOOK,
         )
     if facts.status in ("created", "pending") and now - facts.created_at >= WEBHOOK_LEEWAY:
@@ -232,7 +232,7 @@ def _explain_hop(facts: Facts, hop: Hop) -> Explanation:
         what = "gave the event up" if facts.dead_letter_parked else "gave up the event, since discarded by hand,"
         said = (
             f"{facts.consumer_group} {what} at {_time(facts, facts.dead_letter_at)}"
-            f" after {facts.dead_letter_attempts} attempt(s):"
+            f" after {counted(facts.dead_letter_attempts or 0, 'attempt')}:"
             f" {facts.dead_letter_code}, {facts.dead_letter_error} (dead letter {facts.dead_letter_id})."
         )
         return Technical.IN_DEAD_LETTERS, [said], step
@@ -256,7 +256,7 @@ def _explain_waiting_event(facts: Facts, hop: Hop, step: Step) -> Explanation:
     if facts.relayed is False and (not facts.relays_alive or age > WAITING_SECONDS):
         said.append("It is in the outbox and not in Kafka yet.")
         said.append(
-            f"{facts.relays_alive} outbox-relay(s) alive"
+            f"{counted(facts.relays_alive, 'outbox-relay')} alive"
             + (f", in trouble: {facts.relay_error}." if facts.relay_error else ", but the event has not had its turn.")
             if facts.relays_alive
             else "No outbox-relay is alive. Start one: caravan serve outbox-relay"
@@ -276,7 +276,7 @@ def _explain_waiting_event(facts: Facts, hop: Hop, step: Step) -> Explanation:
         )
         return Technical.HANDLER_FAILING, said, step
     if age > WAITING_SECONDS:
-        said.append(f"{facts.workers_alive} {hop.service}(s) alive, but the event has not had its turn.")
+        said.append(f"{counted(facts.workers_alive, hop.service)} alive, but the event has not had its turn.")
         if facts.failing_error:
             said.append(
                 f"{facts.failing_worker} is in trouble since {_time(facts, facts.failing_since)}: {facts.failing_error}"

@@ -116,12 +116,11 @@ async def repair(
         await run_step(tx, Step(step), [payment_id], notice=notice)
         did = ""
     facts, after = await _look(tx, payment_id)
-    tell = _tell_dry if dry_run else _tell
     return Repaired(
         payment_id=payment_id,
         purchase_id=before.purchase_id if dry_run else after.purchase_id,
         step=step,
-        did=did or tell(Step(step or ""), before, after, facts),
+        did=did or _tell(Step(step or ""), before, after, facts, dry_run=dry_run),
         stage_before=before.stage,
         stage=after.stage,
         reason_before=before.reason,
@@ -217,47 +216,33 @@ async def _close(tx: Tx, payment_ids: Sequence[UUID], notice: timedelta) -> None
     await deliveries.close_deliveries(tx, [payment_id for payment_id, _ in done])
 
 
-def _tell(step: Step, before: Finding, after: Finding, facts: Facts) -> str:
-    """What changed, in one sentence."""
+def _tell(step: Step, before: Finding, after: Finding, facts: Facts, *, dry_run: bool) -> str:
+    """What changed, in one sentence; with `dry_run` what would change."""
     if facts.reason and after.stage == before.stage:
         return still_waits(facts.reason)
     match step:
         case Step.APPLY_WEBHOOK:
-            return f"Applied the stored webhook: the payment is {facts.status}."
+            did = f"Applied the stored webhook: the payment is {facts.status}."
+            would = f"Would apply the stored webhook: the payment would be {facts.status}."
         case Step.CREATE_PURCHASE if facts.purchase_id:
-            return f"Created purchase {facts.purchase_id}."
+            did = f"Created purchase {facts.purchase_id}."
+            would = "Would create the purchase."
         case Step.ALLOCATE_TRAINER if facts.trainer_id:
-            return f"Allocated trainer {facts.trainer_name} ({facts.trainer_id}, allocation {facts.allocation_id})."
+            did = f"Allocated trainer {facts.trainer_name} ({facts.trainer_id}, allocation {facts.allocation_id})."
+            would = f"Would allocate a trainer: now it would be {facts.trainer_name} ({facts.trainer_id})."
         case Step.SCHEDULE_SESSIONS if facts.scheduled:
-            return f"Created the missing sessions: {facts.scheduled} scheduled."
+            did = f"Created the missing sessions: {facts.scheduled} scheduled."
+            would = f"Would create the missing sessions: {facts.scheduled} would be scheduled."
         case Step.MAKE_UP if not facts.owed:
-            return f"Booked the owed sessions: {facts.scheduled} scheduled."
+            did = f"Booked the owed sessions: {facts.scheduled} scheduled."
+            would = f"Would book the owed sessions: {facts.scheduled} would be scheduled."
         case Step.REGISTER:
-            return f"Registered it as undelivered money and went on: it is {after.stage} now."
+            did = f"Registered it as undelivered money and went on: it is {after.stage} now."
+            would = f"Would register it as undelivered money and go on: it would be {after.stage}."
         case Step.CLOSE:
-            return "Took it off the register: nothing is owed."
+            did = "Took it off the register: nothing is owed."
+            would = "Would take it off the register: nothing is owed."
         case _:
-            return f"Ran {step} again: it is {after.stage} now."
-
-
-def _tell_dry(step: Step, before: Finding, after: Finding, facts: Facts) -> str:
-    """What would change, in one sentence."""
-    if facts.reason and after.stage == before.stage:
-        return still_waits(facts.reason)
-    match step:
-        case Step.APPLY_WEBHOOK:
-            return f"Would apply the stored webhook: the payment would be {facts.status}."
-        case Step.CREATE_PURCHASE if facts.purchase_id:
-            return "Would create the purchase."
-        case Step.ALLOCATE_TRAINER if facts.trainer_id:
-            return f"Would allocate a trainer: now it would be {facts.trainer_name} ({facts.trainer_id})."
-        case Step.SCHEDULE_SESSIONS if facts.scheduled:
-            return f"Would create the missing sessions: {facts.scheduled} would be scheduled."
-        case Step.MAKE_UP if not facts.owed:
-            return f"Would book the owed sessions: {facts.scheduled} would be scheduled."
-        case Step.REGISTER:
-            return f"Would register it as undelivered money and go on: it would be {after.stage}."
-        case Step.CLOSE:
-            return "Would take it off the register: nothing is owed."
-        case _:
-            return f"Would run {step} again: it would be {after.stage}."
+            did = f"Ran {step} again: it is {after.stage} now."
+            would = f"Would run {step} again: it would be {after.stage}."
+    return would if dry_run else did

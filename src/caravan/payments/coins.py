@@ -14,6 +14,7 @@ from uuid import UUID
 from caravan.db import Tx
 from caravan.errors import Conflict, NotFound
 from caravan.ids import new_id
+from caravan.web.formats import counted
 
 
 class CoinsInsufficient(Conflict):
@@ -87,7 +88,7 @@ async def reserve_coins(tx: Tx, student_id: UUID, payment_id: UUID, coins: int, 
     available = await count_available(tx, student_id)
     if coins > available:
         raise CoinsInsufficient(
-            f"{coins} coins were asked for, {available} can be spent.", extra={"availableCoins": available}
+            f"Asked for {counted(coins, 'coin')}, {available} can be spent.", extra={"availableCoins": available}
         )
     await _insert(tx, "reserved", student_id, payment_id, coins, expires_at=until)
 

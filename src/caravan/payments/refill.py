@@ -20,6 +20,7 @@ from caravan.payments import store
 from caravan.payments.model import Checkout, Payment, Status
 from caravan.payments.providers import REFUNDED, SUCCEEDED, Provider, ProviderRecord
 from caravan.payments.webhooks import take_in
+from caravan.web.formats import counted
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -41,9 +42,9 @@ class Refilled:
     @property
     def sentence(self) -> str:
         return (
-            f"The providers' records since {self.since:%Y-%m-%d %H:%M %Z} ({self.read}) brought {self.captured}"
-            f" captured payments ({self.remade} made again), {self.refunded} refunds and {self.unclaimed} payments that"
-            " nobody here knows."
+            f"The providers' records since {self.since:%Y-%m-%d %H:%M %Z} ({self.read}) brought"
+            f" {counted(self.captured, 'captured payment')} ({self.remade} made again),"
+            f" {counted(self.refunded, 'refund')} and {counted(self.unclaimed, 'payment')} that nobody here knows."
         )
 
 

@@ -21,7 +21,7 @@ from caravan.ids import new_id
 from caravan.payments import coins, store
 from caravan.payments.model import COINS, Payment, Status, obstacle
 from caravan.payments.providers import Provider
-from caravan.web.formats import money
+from caravan.web.formats import counted, money
 
 Source = Literal["admin", "provider"]
 
@@ -177,7 +177,7 @@ async def _check_sessions(
     count = sessions if isinstance(sessions, int) else len(seqs)
     left = bought["total"] - bought["refunded"] - len(bought["held_seqs"])
     if not 0 <= count <= left:
-        raise RefundSessionsInvalid(f"{count} sessions can't be taken away: {max(0, left)} are left to take.")
+        raise RefundSessionsInvalid(f"{counted(count, 'session')} can't be taken away: {max(0, left)} left to take.")
     gone = {*bought["refunded_seqs"], *bought["held_seqs"]}
     wrong = [seq for seq in seqs if seq in gone or not 1 <= seq <= bought["total"]]
     if wrong or len(set(seqs)) < len(seqs):

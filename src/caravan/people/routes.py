@@ -138,4 +138,3 @@ def _show(student: Student, actor: Actor) -> StudentOut:
         created_at=student.created_at,
         updated_at=student.updated_at,
     )
-

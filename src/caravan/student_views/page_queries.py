@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from datetime import timedelta
+from typing import Any, Final
 from uuid import UUID
 
 from caravan.db import Tx
 from caravan.db.tx import Row
 from caravan.errors import NotFound
+
+# A child's home is for the trainer who is on the way there, not for one who may come some day.
+PLACE_SHOWN: Final = timedelta(hours=2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +127,8 @@ FIND_TRAINER = "select id, name, timezone, active from trainers where id = %(tra
 
 # What a trainer holds from now on, by time; found through the bookings that take the trainer's time.
 LIST_TRAINER_SESSIONS = """
-select s.seq, s.starts_at, s.ends_at, c.title, st.name as student_name, p.learning_mode, p.purchase_tier,
+select s.purchase_id, s.seq, s.starts_at, s.ends_at, c.title, st.name as student_name, p.learning_mode, p.purchase_tier,
+       p.learning_mode = 'home' and s.starts_at <= %(shown_until)s as shows_place,
        (s.starts_at at time zone %(timezone)s)::date as day, (s.starts_at at time zone %(timezone)s)::time as begins,
        (s.ends_at at time zone %(timezone)s)::time as ends
 from bookings b
@@ -140,5 +145,40 @@ order by s.starts_at, s.id limit %(limit)s
 async def get_schedule(tx: Tx, trainer_id: UUID, limit: int) -> tuple[Row, list[Row]]:
     """The trainer, and the next `limit` sessions with day and time in the trainer's zone."""
     trainer = await tx.one(FIND_TRAINER, {"trainer_id": trainer_id})
-    named: dict[str, Any] = {"trainer_id": trainer_id, "timezone": trainer["timezone"], "now": tx.now, "limit": limit}
+    named: dict[str, Any] = {
+        "trainer_id": trainer_id,
+        "timezone": trainer["timezone"],
+        "now": tx.now,
+        "shown_until": tx.now + PLACE_SHOWN,
+        "limit": limit,
+    }
     return trainer, await tx.all(LIST_TRAINER_SESSIONS, named)
+
+
+class PlaceNotShown(NotFound):
+    """There is no such session of yours at a student's home, or it is over, or more than two hours away."""
+
+    code = "PLACE_NOT_SHOWN"
+
+
+# Where one of the trainer's sessions is; no row for one that isn't booked, isn't at home, or whose time isn't now.
+FIND_PLACE = """
+select s.student_id, s.purchase_id, s.seq, st.name as student_name, st.latitude, st.longitude
+from tutoring_sessions s
+join bookings b on b.id = s.booking_id
+join student_course_purchases p on p.id = s.purchase_id
+join students st on st.id = s.student_id
+where s.purchase_id = %(purchase_id)s and s.seq = %(seq)s
+  and b.trainer_id = %(trainer_id)s and b.live and s.trainer_id = %(trainer_id)s
+  and p.learning_mode = 'home' and s.status = 'scheduled'
+  and s.ends_at > %(now)s and s.starts_at <= %(shown_until)s
+"""
+
+
+async def get_place(tx: Tx, trainer_id: UUID, purchase_id: UUID, seq: int) -> Row:
+    """Raises PlaceNotShown, in the same words whatever the reason."""
+    named = {"trainer_id": trainer_id, "purchase_id": purchase_id, "seq": seq}
+    row = await tx.find(FIND_PLACE, named | {"now": tx.now, "shown_until": tx.now + PLACE_SHOWN})
+    if row is None:
+        raise PlaceNotShown
+    return row

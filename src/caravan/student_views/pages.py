@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import Annotated, Any, Final
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 
 from caravan.calendar import format_slot, local_date
 from caravan.db import Tx
@@ -18,6 +18,7 @@ from caravan.ids import new_id
 from caravan.student_views import page_queries, queries, wording
 from caravan.student_views.page_queries import Student
 from caravan.student_views.routes import SOURCE
+from caravan.web import audit
 from caravan.web.auth import Actor
 from caravan.web.deps import Db, SettingsDep
 from caravan.web.pages import environment, page_actor, render
@@ -30,6 +31,7 @@ MODES: Final = {"online": "Online", "home": "At home", "center": "At a centre"}
 
 router = APIRouter(include_in_schema=False)
 Parent = Annotated[Actor, page_actor("pages:student")]
+Trainer = Annotated[Actor, page_actor("pages:trainer")]
 Chosen = Annotated[UUID | None, Query(alias="student")]
 
 environment.filters["slot"] = format_slot
@@ -153,11 +155,35 @@ async def purchase_page(request: Request, purchase_id: UUID, actor: Parent, db: 
 
 
 @router.get("/schedule")
-async def schedule_page(request: Request, actor: Annotated[Actor, page_actor("pages:trainer")], db: Db) -> Response:
-    if actor.trainer_id is None:
-        raise NotFound("This account is not a trainer's yet: ask an administrator to link it.")
+async def schedule_page(request: Request, actor: Trainer, db: Db) -> Response:
+    trainer_id = _trainer_of(actor)
     async with db.transaction(SOURCE, read_only=True) as tx:
-        trainer, sessions = await page_queries.get_schedule(tx, actor.trainer_id, SCHEDULE_LENGTH)
+        trainer, sessions = await page_queries.get_schedule(tx, trainer_id, SCHEDULE_LENGTH)
         today = local_date(tx.now, trainer["timezone"])
     days = [(day, list(group)) for day, group in groupby(sessions, key=lambda session: session["day"])]
     return render(request, actor, "student/schedule.html", trainer=trainer, days=days, today=today, modes=MODES)
+
+
+@router.get("/schedule/{purchase_id}/{seq}/place")
+async def place_page(
+    request: Request, purchase_id: UUID, seq: Annotated[int, Path(ge=1, le=400)], actor: Trainer, db: Db
+) -> Response:
+    """The way to a session at a student's home. A page of its own: whoever opens it leaves an audit row."""
+    trainer_id = _trainer_of(actor)
+    async with db.transaction(SOURCE) as tx:
+        place = await page_queries.get_place(tx, trainer_id, purchase_id, seq)
+        await audit.record(
+            tx,
+            actor,
+            action="students:place",
+            subject_type="purchase",
+            subject_id=purchase_id,
+            note=f"on the way to session {seq}",
+        )
+    return render(request, actor, "student/place.html", place=place)
+
+
+def _trainer_of(actor: Actor) -> UUID:
+    if actor.trainer_id is None:
+        raise NotFound("This account is not a trainer's yet: ask an administrator to link it.")
+    return actor.trainer_id

@@ -9,7 +9,7 @@ from typing import Final, Literal
 from caravan.calendar import local_date
 from caravan.db.tx import Row
 from caravan.deliveries import Reason, Stage
-from caravan.web.formats import day, money
+from caravan.web.formats import counted, day, money
 
 # When a payment that nothing holds up deserves a word of comfort.
 LONG: Final = timedelta(seconds=30)
@@ -59,16 +59,14 @@ class Step:
 
 def steps(item: Row | None, sessions: int) -> list[Step]:
     """Paid → Course added → Trainer found → N sessions booked, as far as it is. `item`: None while it isn't paid."""
-    titles = ("Paid", "Course added", "Trainer found", f"{sessions} sessions booked")
+    titles = ("Paid", "Course added", "Trainer found", f"{counted(sessions, 'session')} booked")
     if item is None:
         return [Step(title, "now" if number == 0 else "todo") for number, title in enumerate(titles)]
     stage, reason = item["stage"], item["reason"]
     reached = len(_ROAD) if stage == Stage.COMPLETED else _ROAD.index(Stage(stage)) + 1 if stage in _ROAD else 0
     if reached == len(_ROAD) and item["owed"]:
-        reached, titles = (
-            3,
-            (*titles[:3], f"{item['total'] - item['refunded'] - item['owed']} of {sessions} sessions booked"),
-        )
+        booked = item["total"] - item["refunded"] - item["owed"]
+        reached, titles = 3, (*titles[:3], f"{booked} of {counted(sessions, 'session')} booked")
     states: list[State] = ["done" if number < reached else "todo" for number in range(len(titles))]
     if reached < len(titles):
         states[reached] = "waiting" if reason else "now"
@@ -86,7 +84,8 @@ def sentence(item: Row, now: datetime) -> str:
         return REASONS.get(item["reason"], _MENDING)  # a later release may know more reasons, while it rolls out
     if stage is Stage.SCHEDULED and not item["owed"]:
         who = f" with {item['trainer_name']}" if item["trainer_name"] else ""
-        return f"All set: {item['scheduled']} sessions are booked{who}."
+        booked = item["scheduled"]
+        return f"All set: {counted(booked, 'session')} {'is' if booked == 1 else 'are'} booked{who}."
     going = f"{STAGES[stage]}…" if stage is not Stage.SCHEDULED else "Booking the sessions that are missing…"
     return f"{going} {COMFORT}" if now - item["paid_at"] > LONG else going
 

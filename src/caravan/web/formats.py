@@ -1,4 +1,4 @@
-"""How money and instants are written for people. Pure."""
+"""How money, numbers of things and instants are written for people. Pure."""
 
 from __future__ import annotations
 
@@ -27,6 +27,11 @@ def _group_indian(units: int) -> str:
 def _pairs(number: int) -> str:
     head, tail = divmod(number, 100)
     return f"{_pairs(head)},{tail:02d}" if head else str(tail)
+
+
+def counted(count: int, thing: str) -> str:
+    """`1 session`, `30 sessions`."""
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 
 def when(instant: datetime, zone_name: str = "UTC") -> Markup:

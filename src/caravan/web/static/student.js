@@ -53,7 +53,8 @@ function describe(problem, form) {
 /** `10 sessions, online, ₹1,200`: which order is open. Modes in the words of the form. */
 function summary(open, form) {
   const mode = form?.querySelector(`input[name=learningMode][value="${CSS.escape(open.learningMode ?? "")}"]`);
-  const words = [`${open.sessionCount} sessions`, mode?.closest("label").textContent.trim().toLowerCase()];
+  const sessions = `${open.sessionCount} session${open.sessionCount === 1 ? "" : "s"}`;
+  const words = [sessions, mode?.closest("label").textContent.trim().toLowerCase()];
   if (open.groupSize > 1) words.push(`group of ${open.groupSize}`);
   words.push(money(open.amountCents, open.currency));
   return words.filter(Boolean).join(", ");
