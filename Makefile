@@ -20,7 +20,7 @@ test: ## the tests; ARGS="-k name" is handed on to pytest
 
 lint: ## ruff, basedpyright, import-linter, migration lint
 	@tools/env dev
-	@failed=; for check in "ruff check" "ruff format --check --quiet --exclude bench" basedpyright \
+	@failed=; for check in "ruff check" "ruff format --check --quiet" basedpyright \
 		"lint-imports --no-logo" "squawk src/caravan/db/migrations/*.sql"; do \
 		echo "- $${check%% *}"; $(BIN)/$$check || failed="$$failed $${check%% *}"; \
 	done; test -z "$$failed" || { echo "lint failed:$$failed"; exit 1; }

@@ -118,8 +118,7 @@ async def _measure(
             point.per_second.append(done.per_second)
             point.latency_ms += await alone(url, singles)
             context.say(
-                f"{point.size:,} {name}: {done.per_second:,.0f} fulfilments/s,"
-                f" alone {median(point.latency_ms):.1f} ms"
+                f"{point.size:,} {name}: {done.per_second:,.0f} fulfilments/s, alone {median(point.latency_ms):.1f} ms"
             )
     for point in points:
         url = server.create("run", point.template)
