@@ -17,6 +17,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import date, timedelta
 from typing import Any
 from typing import cast as cast_to
 from urllib.parse import quote
@@ -237,7 +238,8 @@ FIELDS = (
     "email", "password", "next",
 )  # fmt: skip
 QUERIES = ("student", "q", "stage", "reason", "cursor", "done", "next", "v")
-GOOD = ("by the proof", "2", "#1 #2", "1,200.50", "2027-01-09", "6:00 AM", "0", "asha@example.com", "/home", "paid", "")
+SOON = (date.today() + timedelta(days=40)).isoformat()  # may be chosen for a start
+GOOD = ("by the proof", "2", "#1 #2", "1,200.50", SOON, "6:00 AM", "0", "asha@example.com", "/home", "paid", "")
 BUTTONS = ("repair", "refund", "accept", "hold", "release", "mend_payment", "mend_purchase", "nothing")
 CHARSETS = ("utf-8", "utf-7", "utf-16", "unicode_escape", "nonsense", "idna")
 

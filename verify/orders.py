@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from datetime import date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from functools import cache
 from itertools import zip_longest
 from random import Random
@@ -215,7 +215,7 @@ def around_the_clock(tx: Tx) -> list[Rule]:
 
 def before_the_change(zone: str) -> timedelta:
     """How far ahead it must be, so that the clocks change on the second day of what is bought then."""
-    today = datetime.now(ZoneInfo(zone)).date()
+    today = datetime.now(UTC).date()  # as the start is reckoned
     noons = [datetime.combine(today + timedelta(days=day), time(12), ZoneInfo(zone)) for day in range(400)]
     changes = [day for day in range(START_DAYS + 2, 400) if noons[day].utcoffset() != noons[day - 1].utcoffset()]
     return timedelta(days=changes[0] - 1 - START_DAYS)

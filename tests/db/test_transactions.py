@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
 import pytest
 from psycopg import errors as pg
+from psycopg import sql
 
 from caravan.db import Database, Tx
 from caravan.db.tx import RowMissing
@@ -220,3 +222,17 @@ async def test_what_a_savepoint_could_not_undo_is_never_committed(things: Databa
                     await tx.execute("insert into things values (1)")
                     raise ZeroDivisionError
     assert await count(things) == 0
+
+
+async def test_hours_are_counted_right_where_the_servers_own_zone_changes_its_clocks(database_url: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        name = sql.Identifier(connection.info.dbname)
+        connection.execute(sql.SQL("alter database {} set timezone = 'America/New_York'").format(name))
+    async with Database(database_url) as db:
+        async with db.transaction() as tx:
+            assert tx.now.utcoffset() == timedelta(0)
+            before, after = await tx.value("select array['2027-11-07T05:59Z', '2027-11-07T06:01Z']::timestamptz[]")
+        assert before < after
+        assert after - before == timedelta(minutes=2)
+        [row] = await db.all("select '2027-03-14T06:59Z'::timestamptz as before")
+        assert row["before"] + timedelta(hours=12) == datetime(2027, 3, 14, 18, 59, tzinfo=UTC)

@@ -6,10 +6,12 @@ import asyncio
 import shutil
 import tempfile
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from caravan.apps.bootstrap import open_platform
 from caravan.apps.services import BACKGROUND
@@ -66,3 +68,12 @@ def test_migrating_goes_around_the_pooler(database_url: str, pooler: PgBouncer) 
     assert (done.returncode, done.stderr) == (0, "")
     with psycopg.connect(pooler.url) as connection:
         assert connection.execute("select count(*) from pg_locks where locktype = 'advisory'").fetchone() == (0,)
+
+
+async def test_the_servers_own_zone_is_not_ours_through_a_pooler_either(database_url: str, pooler: PgBouncer) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        name = sql.Identifier(connection.info.dbname)
+        connection.execute(sql.SQL("alter database {} set timezone = 'America/New_York'").format(name))
+    async with Database(pooler.url, pooled=True) as db, db.transaction() as tx:
+        assert tx.now.utcoffset() == timedelta(0)
+        assert await tx.value("show timezone") == "UTC"

@@ -129,7 +129,7 @@ async def test_money_that_came_back_is_said_with_amount_and_day(db: Database, cl
     async with db.transaction("admin-service") as tx:
         await a_refund(tx, payment)
     await shop.work()
-    await shop.run("update refunds set created_at = '2026-11-30T20:00:00Z' where sessions = 0")
+    await shop.run("update refunds set created_at = timestamptz '2026-11-30T20:00:00Z' - sessions * interval '1 day'")
     for address in ("/learning", f"/checkout/{payment}"):
         page = await read(client, address)
         assert "The money for this course was given back: all ₹3,600, on Tue 1 Dec 2026." in page

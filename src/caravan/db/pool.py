@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import select
 from collections import deque
@@ -24,6 +25,10 @@ from caravan.db.tx import Params, Query, Row, Tx
 from caravan.errors import is_transient
 
 T = TypeVar("T")
+
+# libpq's word for the zone of its sessions, which poolers know too. In the server's own zone Python would reckon by the
+# wall clock, and be an hour wrong in the nights in which that changes.
+os.environ["PGTZ"] = "UTC"
 
 # A frozen process must not hold its locks: PostgreSQL ends a session that sits inside a transaction.
 IDLE_IN_TRANSACTION_SECONDS = 8
