@@ -170,3 +170,15 @@ async def test_a_parent_changes_between_children_and_a_trainer_sees_the_day(site
     await sign_in(page, "ravi@example.com")
     await expect(page.get_by_text("Robotics with Bela").first).to_be_visible()
     await screenshot(page, "trainer")
+    async with site.db.transaction() as tx:
+        await tx.execute("update students set latitude = 28.6139, longitude = 77.209")
+        await tx.execute("update student_course_purchases set learning_mode = 'home'")
+        await tx.execute(
+            "update tutoring_sessions set starts_at = now() + interval '1 hour', ends_at = now() + interval '2 hours'"
+            " where seq = 1"
+        )
+    await page.set_viewport_size(PHONE)
+    await page.reload()
+    await page.get_by_role("link", name="The way there").click()
+    await expect(page.get_by_role("heading", name="The way to Bela")).to_be_visible()
+    await screenshot(page, "phone-place")
