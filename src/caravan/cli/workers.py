@@ -147,7 +147,7 @@ def show_letter(data: Path | None, letter_id: UUID) -> int:
 
     letter = run(data, work)
     # The envelope keeps the names it had on the wire.
-    show(_letter_document(letter) | {"envelope": letter.envelope}, as_json=True)
+    show(_letter_document(letter), as_json=True, as_it_is={"envelope": letter.envelope})
     return FINE
 
 
