@@ -346,6 +346,9 @@ def test_topics_that_contradict_the_settings_are_one_line(kafka: Kafka) -> None:
     }
     with pytest.raises(BadSettings, match=r"^CARAVAN_KAFKA_PARTITIONS: is 9, but the topic \S+ has 4 partitions"):
         Kafka(load_settings(environ)).ensure_topics()
+    environ["CARAVAN_KAFKA_PARTITIONS"] = "2"  # Kafka takes no partition away: nobody is told to
+    with pytest.raises(BadSettings, match=r"has 4 partitions: set it to 4\.$"):
+        Kafka(load_settings(environ)).ensure_topics()
 
 
 @pytest.mark.parametrize(
