@@ -240,6 +240,25 @@ def test_a_worker_that_lives_and_fails_is_not_well(up: Up) -> None:
         rows(up, "delete from workers where name = 'cache-worker@drill' returning 1")
 
 
+def test_who_is_gone_and_replaced_is_counted_not_shown(up: Up) -> None:
+    """They are history for a day; after a night of restarts nobody would find those who work."""
+    rows(
+        up,
+        """insert into workers (name, service, host, pid, build, started_at, heartbeat_at, expires_at, progress_at,
+                                incarnation)
+           values ('cache-worker@gone', 'cache-worker', 'drill', 1, 'b', now(), now(), now() - interval '1 hour',
+                   now(), %s) returning 1""",
+        ROBOTICS_PAYMENT,
+    )
+    try:
+        told = caravan("workers", "--data", up.data).stdout
+        assert "cache-worker@gone" not in told
+        assert "Not shown: 1 that are gone and replaced (--json lists them)." in told
+        assert "cache-worker@gone" in {item["name"] for item in run(up, "workers")["items"]}
+    finally:
+        rows(up, "delete from workers where name = 'cache-worker@gone' returning 1")
+
+
 def test_a_resumed_stage_is_not_called_paused(up: Up) -> None:
     assert caravan("pause", "paid", "--city", "Pune", "--note", "drill", "--data", up.data).returncode == 0
     told = caravan("resume", "paid", "--city", "Pune", "--note", "over", "--data", up.data)

@@ -10,9 +10,9 @@ from caravan.apps.subscriptions import BY_GROUP, SUBSCRIPTIONS
 from caravan.db import Database
 from caravan.eventlog.dead_letters import DeadLetterUnreadable
 from caravan.eventlog.drain import drain
+from caravan.fulfilment.bulk import Done
 from caravan.fulfilment.diagnose import diagnose
 from caravan.fulfilment.invariants import check
-from caravan.fulfilment.bulk import Done
 from caravan.fulfilment.repair import OperatorMustDecide, PaymentNotFound, Repaired, repair, replay
 from caravan.ids import new_id
 from tests.fulfilment import world

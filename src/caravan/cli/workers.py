@@ -53,9 +53,12 @@ def workers(data: Path | None, *, as_json: bool) -> int:
                     each.sentence,
                 )
                 for row, each in known
+                if each.state != "gone"
             ],
             empty="No worker runs: none was started, or all were stopped.",
         )
+        if gone := sum(each.state == "gone" for _row, each in known):
+            print(f"Not shown: {gone} that are gone and replaced (--json lists them).")
         for name in missing:
             print(f"No {name} is alive. Start it: {start_command(data, name)}")
     return FOUND_PROBLEMS if missing or any(row.alive and row.failing_since for row in found) else FINE
