@@ -158,6 +158,7 @@ async def test_kafka_that_is_away_is_told_once_by_its_name(shop: Shop) -> None:
     assert await seen(shop) == {("HANDLER_FAILING", "kafka"), ("HANDLER_FAILING", "cache-worker")}
     [row] = await shop.rows("select said from alerts where subject = 'kafka'")
     assert row["said"].startswith("Kafka has not been reached for 2 min by purchase-worker, session-worker.")
+    assert row["said"].endswith('caravan failover postgres-log --note "..."')  # as one can type it
 
 
 async def test_dead_letters(shop: Shop) -> None:

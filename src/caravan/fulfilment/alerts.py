@@ -181,7 +181,7 @@ async def handler_failing(tx: Tx, looked: Looked) -> list[Found]:
             "kafka",
             "critical",
             f"Kafka has not been reached for {duration(outage)} by {', '.join(waiting)}. Checkouts go on. Look at the"
-            " broker; where it stays away: caravan failover postgres-log",
+            ' broker; where it stays away: caravan failover postgres-log --note "..."',
             {"seconds": round(outage), "services": waiting},
         )
     ]
