@@ -97,9 +97,13 @@ class Pause:
     @property
     def sentence(self) -> str:
         """`purchased is paused for Robotics in Delhi: no trainers are allocated.`"""
+        return f"{self.stage} is paused{self.where}: {PAUSABLE[Stage(self.stage)]}."
+
+    @property
+    def where(self) -> str:
+        """` for Robotics in Delhi`; empty: everywhere."""
         course = f" for {self.course_title or 'a course'}" if self.course_id else ""
-        city = f" in {self.city}" if self.city else ""
-        return f"{self.stage} is paused{course}{city}: {PAUSABLE[Stage(self.stage)]}."
+        return course + (f" in {self.city}" if self.city else "")
 
 
 # A city's name as people type it; its place as it is now.

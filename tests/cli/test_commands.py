@@ -209,7 +209,7 @@ def test_the_doctor_looks_deeper_when_asked(up: Up) -> None:
     found = [check for check in run(up, "doctor", "--deep", code=6)["checks"] if not check["ok"]]
 
     assert [(check["name"], check["said"]) for check in found] == [
-        ("PlacesAreKept", "PlacesAreKept: payments.metadata holds coordinates")
+        ("PlacesAreKept", "payments.metadata holds coordinates")
     ]
     rows(up, tell, "{}", payment)
 
@@ -221,6 +221,48 @@ def test_for_a_reader_too(up: Up, command: str) -> None:
     assert done.returncode in (0, 6), done.stderr
     assert done.stdout.strip()
     assert not done.stdout.lstrip().startswith("{")
+
+
+def test_a_worker_that_lives_and_fails_is_not_well(up: Up) -> None:
+    rows(
+        up,
+        """insert into workers (name, service, host, pid, build, started_at, heartbeat_at, expires_at, progress_at,
+                                incarnation, failing_since, last_error)
+           values ('cache-worker@drill', 'cache-worker', 'drill', 1, 'b', now(), now(), now() + interval '1 hour',
+                   now(), %s, now(), 'ValueError: of the drill') returning 1""",
+        ROBOTICS_PAYMENT,
+    )
+    try:
+        said = {check["name"]: check for check in run(up, "doctor", code=6)["checks"]}
+        assert said["workers"]["ok"] is False
+        assert said["workers"]["said"] == "alive and failing: cache-worker (ValueError: of the drill)"
+    finally:
+        rows(up, "delete from workers where name = 'cache-worker@drill' returning 1")
+
+
+def test_who_is_gone_and_replaced_is_counted_not_shown(up: Up) -> None:
+    """They are history for a day; after a night of restarts nobody would find those who work."""
+    rows(
+        up,
+        """insert into workers (name, service, host, pid, build, started_at, heartbeat_at, expires_at, progress_at,
+                                incarnation)
+           values ('cache-worker@gone', 'cache-worker', 'drill', 1, 'b', now(), now(), now() - interval '1 hour',
+                   now(), %s) returning 1""",
+        ROBOTICS_PAYMENT,
+    )
+    try:
+        told = caravan("workers", "--data", up.data).stdout
+        assert "cache-worker@gone" not in told
+        assert "Not shown: 1 that are gone and replaced (--json lists them)." in told
+        assert "cache-worker@gone" in {item["name"] for item in run(up, "workers")["items"]}
+    finally:
+        rows(up, "delete from workers where name = 'cache-worker@gone' returning 1")
+
+
+def test_a_resumed_stage_is_not_called_paused(up: Up) -> None:
+    assert caravan("pause", "paid", "--city", "Pune", "--note", "drill", "--data", up.data).returncode == 0
+    told = caravan("resume", "paid", "--city", "Pune", "--note", "over", "--data", up.data)
+    assert told.stdout == "Resumed: paid in Pune. Nothing waited for it.\n"
 
 
 @pytest.mark.usefixtures("without_workers")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 
 import pytest
 
 from caravan.apps.services import SERVICES
-from caravan.cli.output import table
+from caravan.cli.output import show, table
 
 SENTENCE = "Unknown: nothing waits, and no {} is alive to say so. Start it: caravan serve {}"
 
@@ -37,3 +38,30 @@ def test_what_one_types_next_is_never_cut(
     if width >= 80:
         assert max(len(line.rstrip()) for line in said.splitlines()) <= width
         assert all(word in said for word in ("2026-11-30", "1234", "caravan"))
+
+
+def test_a_row_that_does_not_fit_is_read_in_lines_of_whole_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A table of eleven signs a column can be read by nobody: at 80 columns a sentence stands as a sentence."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    letter = "01a22e0d-4fb2-7000-8a37-e358af72c821"
+    columns = ("id", "group", "event", "payment", "given up", "status", "why")
+
+    table(
+        columns,
+        [(letter, "purchase-creation-workers", "unknown", None, "2026-11-30 20:02", "parked", "MALFORMED: no JSON")],
+        empty="",
+    )
+
+    first, *below = capsys.readouterr().out.splitlines()
+    assert first == f"{letter}  MALFORMED: no JSON"
+    below_said = " ".join(line.strip() for line in below)
+    assert below_said == "group purchase-creation-workers; event unknown; given up 2026-11-30 20:02; status parked"
+    assert max(map(len, below)) <= 80
+
+
+def test_what_came_over_the_wire_keeps_its_names(capsys: pytest.CaptureFixture[str]) -> None:
+    show({"event_type": "x"}, as_json=True, as_it_is={"envelope": {"headers": {"ce_id": "1"}}})
+    assert json.loads(capsys.readouterr().out) == {"eventType": "x", "envelope": {"headers": {"ce_id": "1"}}}

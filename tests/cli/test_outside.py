@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from base64 import b64encode
 from pathlib import Path
 from uuid import uuid4
 
+from caravan.db import Database
+from caravan.eventlog.carrier import register_relay
 from caravan.eventlog.kafka_client import Kafka
 from caravan.settings import load_settings
 from tests.apps.running import caravan
@@ -45,6 +48,22 @@ def test_kafka_its_topics_and_groups(tmp_path: Path, kafka_server: KafkaServer) 
 def test_kafka_that_nobody_finds(tmp_path: Path) -> None:
     fine, said = doctor(tmp_path, KAFKA_BROKER=NOBODY)["Kafka"]
     assert (fine, "nobody answers at KAFKA_BROKER" in said, "\n" in said) == (False, True, False)
+
+
+async def test_back_to_a_kafka_that_is_away_is_no_good_news(db: Database) -> None:
+    async with db.transaction() as tx:
+        await register_relay(tx)
+    env = {"POSTGRES_URL": db.url, "KAFKA_BROKER": NOBODY}
+    over = await asyncio.to_thread(caravan, "failover", "postgres-log", "--note", "it is away", **env)
+    assert (over.returncode, over.stdout) == (
+        0,
+        "Within seconds the workers take their events from the outbox, without Kafka.\n",
+    )
+    told = await asyncio.to_thread(caravan, "doctor", **env)
+    assert "event log: Failed over since" in told.stdout
+    assert "caravan failover kafka --note" in told.stdout
+    back = await asyncio.to_thread(caravan, "failover", "kafka", "--note", "too early", **env)
+    assert (back.returncode, "But look at it: nobody answers at KAFKA_BROKER" in back.stdout) == (6, True)
 
 
 def test_redis_well_refusing_and_gone(tmp_path: Path, redis_server: RedisServer) -> None:

@@ -126,6 +126,12 @@ def test_one_that_was_replaced_is_gone_and_no_trouble() -> None:
     assert states == {"purchase-worker@here": "working", "purchase-worker@old": "gone"}
 
 
+def test_whoever_is_alive_stands_before_those_who_are_gone() -> None:
+    old = a_row("purchase-worker@a", alive=False, heartbeat_age_seconds=60.0)
+    listed = [each.worker.name for each in stand([old, a_row("purchase-worker@b")], [a_lag()]) if each.worker]
+    assert listed == ["purchase-worker@b", "purchase-worker@a"]
+
+
 def test_a_service_without_anybody_is_named_too() -> None:
     assert [(each.service, each.state) for each in stand([], [a_lag(messages=1, workers_alive=0)])] == [
         ("purchase-worker", "down"),

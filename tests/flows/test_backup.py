@@ -157,6 +157,22 @@ class _Earlier(SandboxProvider):
             yield dataclasses.replace(record, event=event)
 
 
+async def test_a_restore_where_no_provider_can_be_asked_does_not_end_well(
+    shop: Shop, folder: Path, tmp_path: Path
+) -> None:
+    """Nothing was brought, for nobody was asked: that is no `0 captured payments` with exit code 0."""
+    file = tmp_path / "caravan.backup"
+    await asyncio.to_thread(dump.backup, shop.db.url, file)
+    secret = "whsec_" + "A" * 32
+    done = await asyncio.to_thread(
+        caravan, "restore", file, "--note", "x", "--data", folder, CARAVAN_SANDBOX_WEBHOOK_SECRET=secret
+    )
+    assert done.returncode == 6, done.stderr
+    assert "No payment provider was asked" in done.stdout
+    assert "CARAVAN_SANDBOX_BOOKS" in done.stdout
+    assert "caravan refill" in done.stdout
+
+
 async def test_a_restore_is_all_or_nothing(shop: Shop, tmp_path: Path) -> None:
     payment = await shop.bought(sessions=10)
     file = tmp_path / "caravan.backup"

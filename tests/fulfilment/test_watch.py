@@ -136,6 +136,31 @@ async def test_a_failing_handler_is_told_of_without_its_error(shop: Shop) -> Non
     assert "asha" not in row["told"]
 
 
+async def test_a_growing_lag_says_whose(shop: Shop) -> None:
+    await shop.bought()
+    await shop.run("update outbox set occurred_at = occurred_at - interval '2 minutes'")
+    await seen(shop)
+    [row] = await shop.rows("select said from alerts")
+    assert row["said"].startswith("purchase-worker: Behind: ")
+
+
+async def test_kafka_that_is_away_is_told_once_by_its_name(shop: Shop) -> None:
+    """Not by each of those who wait for it: six messages at night, and none that says Kafka."""
+    await shop.run(
+        "update workers set failing_since = now() - interval '2 minutes', last_error = %(error)s"
+        " where service in ('purchase-worker', 'session-worker')",
+        error="KafkaUnavailable: Kafka: nobody answers at KAFKA_BROKER",
+    )
+    await shop.run(
+        "update workers set failing_since = now() - interval '2 minutes', last_error = 'ValueError: x'"
+        " where service = 'cache-worker'"
+    )
+    assert await seen(shop) == {("HANDLER_FAILING", "kafka"), ("HANDLER_FAILING", "cache-worker")}
+    [row] = await shop.rows("select said from alerts where subject = 'kafka'")
+    assert row["said"].startswith("Kafka has not been reached for 2 min by purchase-worker, session-worker.")
+    assert row["said"].endswith('caravan failover postgres-log --note "..."')  # as one can type it
+
+
 async def test_dead_letters(shop: Shop) -> None:
     await shop.run(
         """insert into dead_letters (id, consumer_group, event_id, event_type, envelope, code, error, attempts)

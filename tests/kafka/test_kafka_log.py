@@ -16,6 +16,7 @@ from confluent_kafka import Consumer as Client
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from psycopg import errors as pg
+from structlog.testing import capture_logs
 
 from caravan.db import Database
 from caravan.eventlog import carrier, dead_letters, kafka_log, kafka_reader, trail
@@ -23,6 +24,7 @@ from caravan.eventlog.carrier import Carrier
 from caravan.eventlog.kafka_client import Kafka, KafkaUnavailable
 from caravan.eventlog.kafka_records import read_record
 from caravan.eventlog.lag import list_lag
+from caravan.ids import new_id
 from caravan.settings import BadSettings, load_settings
 from tests import needs
 from tests.conformance.conftest import hasty, kafka, kafka_of, mock_kafka
@@ -192,6 +194,30 @@ async def test_records_that_are_no_events_are_parked_once_and_block_nobody(log: 
     await log.settle(second)
     assert len(await parked(db)) == 7
     assert sorted(await effects(db)) == sorted(said)
+
+
+async def test_a_record_that_is_no_event_is_told_in_the_log_with_the_payment_that_it_names(
+    log: Log, db: Database
+) -> None:
+    member = await log.member(Group(), "effects-1")
+    assert log.kafka
+    await log.until(lambda: _has_partitions(member))
+    payment = str(new_id())
+    headers: list[tuple[str, str | bytes | None]] = [("ce_type", b"x"), ("ce_correlationid", payment.encode())]
+    producer = Producer(quiet(log.kafka))
+    producer.produce(log.kafka.named("purchase-confirmed"), b"{ no JSON", headers=headers)
+    assert await asyncio.to_thread(producer.flush, 10) == 0
+
+    async def is_parked() -> bool:
+        return len(await parked(db)) == 1
+
+    with capture_logs() as lines:
+        await log.until(is_parked, member)
+        await log.settle(member)
+    [letter] = await parked(db)
+    assert (letter.code, letter.correlation_id) == ("MALFORMED", payment)
+    [told] = [line for line in lines if line["event"].endswith("record parked in dead_letters")]
+    assert (told["log_level"], told["correlation_id"], told["code"]) == ("error", payment, "MALFORMED")
 
 
 async def test_dead_letters_are_mirrored(log: Log, db: Database) -> None:
@@ -385,6 +411,9 @@ def test_topics_that_contradict_the_settings_are_one_line(kafka: Kafka) -> None:
         "CARAVAN_KAFKA_PARTITIONS": "9",
     }
     with pytest.raises(BadSettings, match=r"^CARAVAN_KAFKA_PARTITIONS: is 9, but the topic \S+ has 4 partitions"):
+        Kafka(load_settings(environ)).ensure_topics()
+    environ["CARAVAN_KAFKA_PARTITIONS"] = "2"  # Kafka takes no partition away: nobody is told to
+    with pytest.raises(BadSettings, match=r"has 4 partitions: set it to 4\.$"):
         Kafka(load_settings(environ)).ensure_topics()
 
 

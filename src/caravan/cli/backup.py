@@ -56,7 +56,7 @@ def restore(data: Path | None, file: Path, note: str, *, replace: bool, since: d
     if filled.unclaimed:
         said += " Look at the unclaimed money in the console's overview."
     show({"file": file.absolute(), "applied": applied, "refilled": filled}, as_json=as_json, text=said)
-    return FOUND_PROBLEMS if filled.unclaimed else FINE
+    return FOUND_PROBLEMS if filled.unclaimed or not filled.asked else FINE
 
 
 @contextmanager
@@ -119,17 +119,17 @@ def fill_again(data: Path | None, note: str, *, since: datetime | None, as_json:
 
     filled = on_database(data, work)
     show({"refilled": filled}, as_json=as_json, text=filled.sentence)
-    return FOUND_PROBLEMS if filled.unclaimed else FINE
+    return FOUND_PROBLEMS if filled.unclaimed or not filled.asked else FINE
 
 
 def _providers(settings: Settings) -> dict[str, Provider]:
-    """Those of the settings; and the sandbox of `caravan up`, whose secret and books are in the data folder."""
+    """Those that keep records: the settings', and the sandbox of `caravan up`, with its books in the data folder."""
     found = list_providers(settings)
     books = settings.sandbox_books or settings.data_dir / "sandbox-books.jsonl"
     if books.exists():
         # Nothing is signed here: the books are the sandbox's own.
         found[SANDBOX] = SandboxProvider([settings.sandbox_webhook_secret or _UNUSED], Books(books))
-    return found
+    return {name: provider for name, provider in found.items() if provider.keeps_records}
 
 
 _UNUSED = "whsec_" + "A" * 32

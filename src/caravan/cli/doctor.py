@@ -19,6 +19,7 @@ from caravan.apps.subscriptions import SUBSCRIPTIONS
 from caravan.cli.options import FINE, FOUND_PROBLEMS, settings_of, start_command
 from caravan.cli.output import show
 from caravan.cli.outside import look_at_kafka, look_at_redis
+from caravan.cli.workers import failed_over
 from caravan.db import Database, Tx
 from caravan.db.embedded import EmbeddedPostgresError, embedded_url
 from caravan.db.migrate import SchemaProblem, check_schema
@@ -135,6 +136,7 @@ async def _ask(data: Path | None, url: str, *, deep: bool) -> list[Check]:
                 Check("schema", True, "fits this release"),
                 Check("extensions", not missing, ", ".join(missing or EXTENSIONS) + (" missing" if missing else "")),
                 *await _kafka_not_asked(data, tx),
+                *await _failed_over(tx),
                 await _workers(data, tx),
                 await _lag(data, tx),
                 await _letters(tx),
@@ -150,18 +152,31 @@ async def _kafka_not_asked(data: Path | None, tx: Tx) -> list[Check]:
     return [Check("Kafka", True, said)] if used else []
 
 
+async def _failed_over(tx: Tx) -> list[Check]:
+    """Somebody's decision, as a pause is: no fault, and not to be forgotten."""
+    log = await get_carrier(tx)
+    return [Check("event log", True, failed_over(log))] if log.failed_over_since else []
+
+
 async def _workers(data: Path | None, tx: Tx) -> Check:
-    alive = {row.service for row in await list_workers(tx) if row.alive}
+    """Alive is not well: who fails is named, with the error that it tries to get past."""
+    rows = [row for row in await list_workers(tx) if row.alive]
+    alive = {row.service for row in rows}
     expected = background(kafka=(await get_carrier(tx)).kafka)
     missing = [name for name in expected if name not in alive]
     start = start_command(data, missing[0] if len(missing) == 1 else "NAME") if missing else ""
-    said = f"not alive: {', '.join(missing)}: start with `{start}`" if missing else "all alive"
-    return Check("workers", not missing, said)
+    failing: dict[str, list[str]] = {}
+    for row in rows:
+        if row.failing_since:
+            failing.setdefault(row.last_error or "", []).append(row.service)
+    said = [f"not alive: {', '.join(missing)}: start with `{start}`"] if missing else []
+    said += [f"alive and failing: {', '.join(names)} ({error})" for error, names in failing.items()]
+    return Check("workers", not said, "; ".join(said) or "all alive")
 
 
 async def _lag(data: Path | None, tx: Tx) -> Check:
     behind = [each for each in await list_lag(tx) if each.state in ("behind", "down")]
-    said = "; ".join(f"{each.group}: {each.tell(start_command(data, each.service))}" for each in behind)
+    said = " ".join(f"{each.group}: {each.tell(start_command(data, each.service))}" for each in behind)
     return Check("lag", not behind, said or "nobody is behind")
 
 
@@ -193,6 +208,6 @@ async def _invariants(tx: Tx, *, deep: bool) -> list[Check]:
     chosen = INVARIANTS if deep else SHALLOW
     await tx.execute(UNHURRIED)
     broken = await check_invariants(tx, chosen)
-    return [Check(each.name, False, str(each)) for each in broken] or [
+    return [Check(each.name, False, str(each).removeprefix(f"{each.name}: ")) for each in broken] or [
         Check("invariants", True, f"all {len(chosen)} hold")
     ]

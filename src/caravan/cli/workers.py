@@ -10,8 +10,9 @@ from caravan.admin import event_log
 from caravan.apps.services import background
 from caravan.apps.subscriptions import BY_GROUP, SUBSCRIPTIONS
 from caravan.cli.database import actor, run
-from caravan.cli.options import FINE, FOUND_PROBLEMS, start_command
+from caravan.cli.options import FINE, FOUND_PROBLEMS, settings_of, start_command
 from caravan.cli.output import duration, show, table
+from caravan.cli.outside import look_at_kafka
 from caravan.db import Database, Tx
 from caravan.eventlog import dead_letters
 from caravan.eventlog.carrier import Carrier, CarrierState, get_carrier
@@ -24,6 +25,8 @@ from caravan.settings import Settings
 
 SOURCE = "caravan-cli"
 LISTED_MAX = 200
+FAIL_OVER = 'caravan failover postgres-log --note "..."'
+FAIL_BACK = 'caravan failover kafka --note "..."'
 
 
 def workers(data: Path | None, *, as_json: bool) -> int:
@@ -50,9 +53,12 @@ def workers(data: Path | None, *, as_json: bool) -> int:
                     each.sentence,
                 )
                 for row, each in known
+                if each.state != "gone"
             ],
             empty="No worker runs: none was started, or all were stopped.",
         )
+        if gone := sum(each.state == "gone" for _row, each in known):
+            print(f"Not shown: {gone} that are gone and replaced (--json lists them).")
         for name in missing:
             print(f"No {name} is alive. Start it: {start_command(data, name)}")
     return FOUND_PROBLEMS if missing or any(row.alive and row.failing_since for row in found) else FINE
@@ -78,8 +84,13 @@ def lag(data: Path | None, *, as_json: bool) -> int:
             empty="There are no groups.",
         )
         if log.kafka and log.carrier is Carrier.POSTGRES_LOG:
-            print(f"Failed over since {log.since:%Y-%m-%d %H:%M:%S %Z}: events come from the outbox, not from Kafka.")
+            print(failed_over(log))
     return FOUND_PROBLEMS if any(each.state not in ("idle", "working") for each in found) else FINE
+
+
+def failed_over(log: CarrierState) -> str:
+    since = f"Failed over since {log.since:%Y-%m-%d %H:%M:%S %Z}: events come from the outbox, not from Kafka."
+    return f"{since} When Kafka is well: {FAIL_BACK}"
 
 
 def failover(data: Path | None, carrier: Carrier, note: str, *, as_json: bool) -> int:
@@ -88,9 +99,15 @@ def failover(data: Path | None, carrier: Carrier, note: str, *, as_json: bool) -
 
     switched = run(data, work)
     place = "the outbox, without Kafka" if carrier is Carrier.POSTGRES_LOG else "Kafka"
-    said = f"The workers take their events from {place}" + (" within seconds." if switched else " already.")
-    show({"carrier": carrier, "switched": switched}, as_json=as_json, text=said)
-    return FINE
+    said = f"Within seconds the workers take their events from {place}."
+    if not switched:
+        said = f"The workers take their events from {place} already."
+    looked = look_at_kafka(settings_of(data)) if carrier is Carrier.KAFKA else None
+    trouble = None if looked is None or looked[0] else looked[1]
+    if trouble:
+        said += f"\nBut look at it: {trouble}. Until it is well: {FAIL_OVER}"
+    show({"carrier": carrier, "switched": switched, "trouble": trouble}, as_json=as_json, text=said)
+    return FOUND_PROBLEMS if trouble else FINE
 
 
 def _sentence(data: Path | None, group: GroupLag) -> str:
@@ -147,7 +164,7 @@ def show_letter(data: Path | None, letter_id: UUID) -> int:
 
     letter = run(data, work)
     # The envelope keeps the names it had on the wire.
-    show(_letter_document(letter) | {"envelope": letter.envelope}, as_json=True)
+    show(_letter_document(letter), as_json=True, as_it_is={"envelope": letter.envelope})
     return FINE
 
 

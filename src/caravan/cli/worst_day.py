@@ -47,7 +47,7 @@ def resume(data: Path | None, scope: Scope, note: str, *, as_json: bool) -> int:
         if ended.waiting == 1
         else f"{ended.waiting} payments that waited for it go on by themselves, the nearest start first."
     )
-    said = f"No longer: {ended.sentence} {waiting}"
+    said = f"Resumed: {ended.stage}{ended.where}. {waiting if ended.waiting else 'Nothing waited for it.'}"
     show({"pause": ended}, as_json=as_json, text=said)
     return FINE
 

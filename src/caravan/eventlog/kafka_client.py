@@ -219,9 +219,10 @@ class Kafka:
         wanted = self.settings.kafka_partitions
         for name, partitions in found.items():
             if partitions and partitions != wanted:
+                more = f", or give the topic {wanted}" if partitions < wanted else ""  # a topic never gets fewer
                 raise BadSettings(
                     f"CARAVAN_KAFKA_PARTITIONS: is {wanted}, but the topic {name} has {partitions} partitions: set it"
-                    f" to {partitions}, or give the topic {wanted}."
+                    f" to {partitions}{more}."
                 )
 
     def _check_retention(self, admin: Any, names: Iterable[str], seconds: float) -> None:

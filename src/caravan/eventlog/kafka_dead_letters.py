@@ -14,15 +14,19 @@ from caravan.ids import new_id
 
 # Give up a record that is no event, in the transaction that moves past it; once, however often it comes.
 PARK_UNREADABLE = """
-insert into dead_letters (id, consumer_group, event_id, event_type, envelope, code, error, attempts, created_at)
-select %(id)s, %(group)s, %(event_id)s, %(event_type)s, %(document)s::text::jsonb, 'MALFORMED', %(error)s, 1, %(now)s
+insert into dead_letters (id, consumer_group, event_id, event_type, correlation_id, envelope, code, error, attempts,
+                          created_at)
+select %(id)s, %(group)s, %(event_id)s, %(event_type)s, %(correlation_id)s, %(document)s::text::jsonb, 'MALFORMED',
+       %(error)s, 1, %(now)s
 where not exists (select from dead_letters where consumer_group = %(group)s and event_id = %(event_id)s)
 on conflict (consumer_group, event_id) where status = 'parked' do nothing
 """
 
 
-async def park_unreadable(tx: Tx, group: str, event_id: UUID, event_type: str, document: str, error: str) -> None:
-    """`document`: the record as JSON, whole, see kafka_records.shown."""
+async def park_unreadable(
+    tx: Tx, group: str, event_id: UUID, event_type: str, correlation_id: str | None, document: str, error: str
+) -> None:
+    """`correlation_id`: its payment, where it still says so. `document`: the record, see kafka_records.shown."""
     await tx.execute(
         PARK_UNREADABLE,
         {
@@ -30,6 +34,7 @@ async def park_unreadable(tx: Tx, group: str, event_id: UUID, event_type: str, d
             "group": group,
             "event_id": event_id,
             "event_type": event_type,
+            "correlation_id": correlation_id,
             "document": document,
             "error": error,
             "now": tx.now,

@@ -203,6 +203,7 @@ class KafkaConsumer(Member):
             async with self.db.transaction(self.worker.service, few=len(page) <= FEW_EVENTS_MAX) as tx:
                 await self._park_unreadable(tx, page)
                 await self._handle(tx, envelopes)
+            self._tell_unread(page)
         limit = self._limit(SHARE)
         await self._past(page)
         self._flowed(SHARE, limit, len(envelopes))
@@ -232,8 +233,24 @@ class KafkaConsumer(Member):
                     self.subscription.group,
                     kafka_records.event_id_of(record),
                     kafka_records.type_of(record),
+                    kafka_records.correlation_id_of(record),
                     kafka_records.shown(record),
                     record.wrong,
+                )
+
+    def _tell_unread(self, page: list[Record]) -> None:
+        """Once committed: the log has a line for whatever was given up."""
+        for record in page:
+            if record.wrong is not None:
+                log.error(
+                    f"[{self.subscription.label}] record parked in dead_letters",
+                    topic=record.topic,
+                    partition=record.partition,
+                    offset=record.offset,
+                    type=kafka_records.type_of(record),
+                    correlation_id=kafka_records.correlation_id_of(record),
+                    code="MALFORMED",
+                    error=record.wrong,
                 )
 
     async def _isolate(self, page: list[Record], error: Exception) -> None:
@@ -247,6 +264,7 @@ class KafkaConsumer(Member):
         async with self.db.transaction(self.worker.service) as tx:
             await self._park_unreadable(tx, page)
             await self._park(tx, envelope, error, attempts)
+        self._tell_unread(page)
         await self._past(page)
         self._parked(SHARE, envelope)
 

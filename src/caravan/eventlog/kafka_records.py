@@ -123,6 +123,11 @@ def type_of(record: Record) -> str:
     return _text(record.headers.get("ce_type", b"unknown"))[:100]
 
 
+def correlation_id_of(record: Record) -> str | None:
+    """The payment that the record says it is of, whatever else of it can't be read."""
+    return _text(record.headers.get("ce_correlationid", b""))[:200] or None
+
+
 def shown(record: Record) -> str:
     """An unreadable record whole, as JSON that PostgreSQL takes: its bytes in base64."""
     value = record.value or b""

@@ -42,7 +42,12 @@ def stand(workers: Sequence[WorkerRow], lags: Sequence[GroupLag]) -> list[Standi
     if RECONCILER not in known:
         said = f"Unknown: no {RECONCILER} has told of itself. Start it: caravan serve {RECONCILER}"
         found.append(Standing(RECONCILER, None, "unknown", said))
-    return sorted(found, key=lambda each: (each.service, each.worker.name if each.worker else ""))
+    # Of a service, whoever is alive first: the others are history.
+    return sorted(found, key=lambda each: (each.service, not (each.worker and each.worker.alive), _name(each)))
+
+
+def _name(each: Standing) -> str:
+    return each.worker.name if each.worker else ""
 
 
 def _of(worker: WorkerRow, lags: Mapping[str, GroupLag], *, replaced: bool) -> tuple[str, str]:

@@ -157,7 +157,7 @@ async def lag_growing(_tx: Tx, looked: Looked) -> list[Found]:
             "LAG_GROWING",
             lag.group,
             "critical",
-            lag.sentence,
+            f"{lag.service}: {lag.sentence}",
             {"service": lag.service, "messages": lag.messages, "seconds": round(lag.seconds)},
         )
         for lag in looked.lags
@@ -167,12 +167,26 @@ async def lag_growing(_tx: Tx, looked: Looked) -> list[Found]:
 
 async def handler_failing(tx: Tx, looked: Looked) -> list[Found]:
     """A live worker cannot get past something. Its error stays in the console: it may quote what it failed on."""
-    failing = [
-        (worker.service, (tx.now - worker.failing_since).total_seconds())
-        for worker in looked.workers
-        if worker.alive and worker.failing_since
+    failing: list[tuple[str, float]] = []
+    without_kafka: list[tuple[str, float]] = []  # one outage, told once: not by each who waits for its end
+    for worker in looked.workers:
+        if worker.alive and worker.failing_since:
+            lacks_kafka = (worker.last_error or "").startswith("KafkaUnavailable:")
+            seconds = (tx.now - worker.failing_since).total_seconds()
+            (without_kafka if lacks_kafka else failing).append((worker.service, seconds))
+    outage = max((seconds for _service, seconds in without_kafka), default=0.0)
+    waiting = sorted({service for service, _seconds in without_kafka})
+    found = [
+        Found(
+            "HANDLER_FAILING",
+            "kafka",
+            "critical",
+            f"Kafka has not been reached for {duration(outage)} by {', '.join(waiting)}. Checkouts go on. Look at the"
+            ' broker; where it stays away: caravan failover postgres-log --note "..."',
+            {"seconds": round(outage), "services": waiting},
+        )
     ]
-    return [
+    return (found if outage > FAILING_SECONDS else []) + [
         Found(
             "HANDLER_FAILING",
             service,

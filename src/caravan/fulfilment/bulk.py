@@ -76,7 +76,11 @@ class Done:
     @property
     def sentence(self) -> str:
         if not self.chosen:
-            return "Nothing of that is stuck: whatever was paid for is delivered or waits."
+            return (
+                "Nothing of that has been stuck for more than seconds: what was paid for is delivered, waits with a"
+                " reason, or has just moved on. Where it may not get further by itself (a worker is down), look again"
+                " in half a minute."
+            )
         said = f"{self.moved} of {self.chosen} {'would move on' if self.dry_run else 'moved on'}"
         return f"{said}. {self.stopped}" if self.stopped else f"{said}."
 

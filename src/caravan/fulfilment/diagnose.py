@@ -399,7 +399,7 @@ _SLOT_HELPS = frozenset({Reason.STUDENT_CONFLICT, Reason.INVALID_SCHEDULE, Reaso
 _TRAINER_HINT = "Or let a trainer open time or teach this course: then it goes on by itself."
 _HINTS: dict[str, str] = {
     Technical.IN_DEAD_LETTERS: "This does the same work from the tables; a dead letter left over is discarded by hand.",
-    Technical.EVENT_NOT_RELAYED: "While Kafka is away, `caravan failover postgres-log` lets the workers do without it.",
+    Technical.EVENT_NOT_RELAYED: 'The workers can do without Kafka: `caravan failover postgres-log --note "..."`.',
     Reason.AMOUNT_MISMATCH: "Or refund it.",
     Reason.STAGE_PAUSED: "Who paused it, when and why stands under Pauses (/admin/pauses, `caravan pauses`).",
     Reason.START_PASSED: "Agree with the family on it, or on another date.",

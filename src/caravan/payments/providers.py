@@ -102,6 +102,11 @@ class Provider(Protocol):
         """Send money back; `refund_id` is ours. The provider's id of the refund, as its webhooks will call it."""
         ...
 
+    @property
+    def keeps_records(self) -> bool:
+        """Whether `list_records` can tell anything here."""
+        ...
+
     def list_records(self, since: datetime) -> Iterator[ProviderRecord]:
         """What came and what went back since then, oldest first. Called in a thread, outside of transactions."""
         ...
@@ -136,6 +141,10 @@ class SandboxProvider:
         assert secrets, "a sandbox without a secret would believe anybody"
         self._books = books
         self._keys = [base64.b64decode(secret.removeprefix("whsec_"), validate=True) for secret in secrets]
+
+    @property
+    def keeps_records(self) -> bool:
+        return self._books is not None
 
     def checkout(self, payment: Payment, terms: Checkout) -> dict[str, Any]:
         if self._books:

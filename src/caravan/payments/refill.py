@@ -30,9 +30,11 @@ SLACK = timedelta(hours=1)  # providers' clocks and ours, and what was under way
 
 @dataclass(slots=True)
 class Refilled:
-    """`read`: records looked at. The others: what we did not know. `unclaimed`: nobody knows whose."""
+    """`read`: records looked at. The others: what we did not know. `unclaimed`: nobody knows whose. `asked`: whether
+    there was a provider to ask; without one nothing is known of the money that came meanwhile."""
 
     since: datetime
+    asked: bool = True
     read: int = 0
     captured: int = 0
     refunded: int = 0
@@ -41,6 +43,12 @@ class Refilled:
 
     @property
     def sentence(self) -> str:
+        if not self.asked:
+            return (
+                "No payment provider was asked, for none is set here that keeps records (the sandbox's are in"
+                " CARAVAN_SANDBOX_BOOKS): money that came after the backup is missing. Set what payment-service has,"
+                ' and run `caravan refill --note "..."`.'
+            )
         return (
             f"The providers' records since {self.since:%Y-%m-%d %H:%M %Z} ({self.read}) brought"
             f" {counted(self.captured, 'captured payment')} ({self.remade} made again),"
@@ -64,7 +72,7 @@ async def refill(db: Database, providers: Mapping[str, Provider], since: datetim
         async with db.transaction(SOURCE, read_only=True) as tx:
             since = await tx.value(LAST_KNOWN) - SLACK
     assert since is not None
-    done = Refilled(since)
+    done = Refilled(since, asked=bool(providers))
     for provider in providers.values():
         for record in await asyncio.to_thread(_read, provider, since):
             done.read += 1
