@@ -38,13 +38,13 @@ class NotPausable(Invalid):
 
 
 class AlreadyPaused(Conflict):
-    """This is paused already."""
+    """This is paused already: `caravan pauses`, or Pauses in the console, shows since when and by whom."""
 
     code = "ALREADY_PAUSED"
 
 
 class NotPaused(Conflict):
-    """This is not paused."""
+    """This is not paused, or not with these words: `caravan pauses`, or Pauses in the console, shows what is."""
 
     code = "NOT_PAUSED"
 

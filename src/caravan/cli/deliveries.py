@@ -233,4 +233,5 @@ async def _forget(url: str, student_id: UUID, version: int) -> int:
             await redis.wait_until_up(REDIS_SECONDS_MAX)
             return await ViewCache(redis).clear(student_id, version)
     except RedisError as error:
-        raise RedisDidNot(f"Redis (REDIS_URL) did not do it: {error}") from None
+        right = "Where the services can't reach it either, views come from the database and are right."
+        raise RedisDidNot(f"Redis (REDIS_URL) did not do it: {error}. {right}") from None

@@ -47,7 +47,9 @@ class KafkaUnavailable(Transient):
 
 
 _SENTENCES = {
-    KafkaError._AUTHENTICATION: "it refuses the credentials: look at CARAVAN_KAFKA_USERNAME and CARAVAN_KAFKA_PASSWORD",
+    KafkaError._AUTHENTICATION: (
+        "it refuses the credentials: look at CARAVAN_KAFKA_USERNAME, CARAVAN_KAFKA_PASSWORD and CARAVAN_KAFKA_SECURITY"
+    ),
     KafkaError._RESOLVE: "no such host: look at KAFKA_BROKER",
     KafkaError._SSL: "no secure connection: look at CARAVAN_KAFKA_SECURITY and CARAVAN_KAFKA_CA_FILE",
     KafkaError._TRANSPORT: "nobody answers at KAFKA_BROKER, or not as CARAVAN_KAFKA_SECURITY says",
