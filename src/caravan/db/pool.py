@@ -38,6 +38,8 @@ TRANSACT_ATTEMPTS = 8
 OUTCOME_ATTEMPTS = 12
 POOL_TIMEOUT_SECONDS = 5.0  # then the answer is 503 TRY_AGAIN
 CONNECT_SECONDS = 5  # of one attempt to connect; libpq's own patience is minutes
+# Connections at the bottom of the stack rest for minutes, which firewalls take for the end of them.
+KEEPALIVES = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
 KNOCK_SECONDS_MAX = 300.0  # how long attempts go on; as long as the pool itself would
 KNOCK_PAUSE_SECONDS_MAX = 0.25
 PREPARED_MAX = 500  # statements of one connection; all that we have, some of them for more than one set of types
@@ -142,6 +144,7 @@ class Database:
                 "autocommit": True,
                 "application_name": "caravan",
                 "connect_timeout": CONNECT_SECONDS,
+                **KEEPALIVES,
                 "knocking": asyncio.Lock(),
                 "prepare_threshold": None if pooled else 1,
             },
