@@ -99,15 +99,14 @@ order by pu.start_date, u.since limit %(limit)s
 # Scheduled once, but sessions are owed. (Most of what waits has none yet: one look tells.)
 FIND_SESSIONS_OWED = """
 with scheduled as materialized (
-  select u.payment_id, u.since
-  from undelivered u join student_course_purchases pu on pu.payment_id = u.payment_id
+  select pu.payment_id from student_course_purchases pu
   cross join lateral (select from tutoring_sessions t where t.purchase_id = pu.id limit 1) numbered
-  where u.reason is null and u.since <= %(before)s
+  where pu.payment_id = any(array(select payment_id from undelivered where reason is null and since <= %(before)s))
 )
-select s.payment_id, s.since
-from scheduled s join fulfilments f on f.payment_id = s.payment_id
+select u.payment_id, u.since
+from scheduled s join undelivered u on u.payment_id = s.payment_id join fulfilments f on f.payment_id = s.payment_id
 where f.stage = 'scheduled' and f.owed > 0
-order by s.since limit %(limit)s
+order by u.since limit %(limit)s
 """
 
 GAPS: tuple[Gap, ...] = (
