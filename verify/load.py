@@ -49,6 +49,8 @@ class Line:
         """The status and the JSON. Raises NotSent, NoAnswer."""
         try:
             async with asyncio.timeout(ANSWER_SECONDS_MAX):
+                if port in self._open and self._open[port][0].at_eof():  # a server hangs up who says nothing for 5 s
+                    self.drop(port)
                 if port not in self._open:
                     self._open[port] = await asyncio.open_connection("127.0.0.1", port)
         except (OSError, TimeoutError) as error:
@@ -144,8 +146,8 @@ class Load:
                 status = await ask(self.dice.choice(self.ports()))
             except NotSent:
                 self.answers["not sent"] += 1
-            except NoAnswer:
-                self.answers["no answer"] += 1
+            except NoAnswer as error:
+                self.answers[f"no answer: {error}"] += 1
                 told = Told.UNKNOWN
                 if not patient and self.dice.random() < WALKS_AWAY:
                     return told

@@ -100,7 +100,7 @@ def proxied() -> list[tuple[list[str], str]]:
     text = (DEPLOY / "Caddyfile").read_text()
     matchers = {name: paths.split() for name, paths in re.findall(r"^\t@(\w+) path (.+)$", text, re.MULTILINE)}
     handles = re.findall(
-        r"^\thandle (?:@(\w+) )?\{\n\t\t(?:reverse_proxy ([\w-]+):8080|respond (404))$", text, re.MULTILINE
+        r"^\thandle (?:@(\w+) )?\{\n\t\t(?:reverse_proxy ([\w-]+):8080 \{|respond (404))$", text, re.MULTILINE
     )
     assert len(handles) == text.count("handle ")
     return [(matchers[name] if name else ["*"], upstream or refused) for name, upstream, refused in handles]
