@@ -44,7 +44,7 @@ class AlreadyPaused(Conflict):
 
 
 class NotPaused(Conflict):
-    """This is not paused, or not with these words: `caravan pauses`, or Pauses in the console, shows what is."""
+    """This is not paused, or not for that course or city: `caravan pauses`, or Pauses in the console, shows what is."""
 
     code = "NOT_PAUSED"
 
