@@ -1,9 +1,9 @@
 """The families, in a process of their own: they listen, pay at times that were set before, and note what they see.
 
 `python -m bench.latency_client`, its order on standard input as one JSON line: where, whose purchases, and the rate
-(per second; or `flow`, how many at a time, for as fast as it goes). Payments are made when they were meant to be,
-however slow the answers are. Says on standard output, for each: meant, sent, answered and told (SESSIONS_SCHEDULED
-read), in seconds of this machine's clock.
+(per second, after so many seconds `apart`; or `flow`, how many at a time, for as fast as it goes). Payments are made
+when they were meant to be, however slow the answers are. Says on standard output, for each: meant, sent, answered and
+told (SESSIONS_SCHEDULED read), in seconds of this machine's clock.
 """
 
 from __future__ import annotations
@@ -72,14 +72,14 @@ class Crowd:
 
     # -------------------------------------------------------------- paying
 
-    async def pay_at(self, rate: float, seed: int) -> None:
-        """Independent buyers: the times between them are random, with this rate on average."""
+    async def pay_at(self, rate: float, seed: int, apart: float = 0.0) -> None:
+        """Independent buyers: the times between them are random, with this rate on average, after `apart` seconds."""
         dice = random.Random(seed)
         self._free = [await Connection.open(self.http_port) for _ in range(CONNECTIONS_OPEN)]
         meant = time.time() + 0.5
         paying: list[asyncio.Task[None]] = []
         for each in self.purchases:
-            meant += dice.expovariate(rate)
+            meant += apart + dice.expovariate(rate)
             await asyncio.sleep(max(0.0, meant - time.time()))
             paying.append(asyncio.create_task(self._pay(each, meant)))
         await asyncio.gather(*paying)
@@ -119,7 +119,10 @@ class Crowd:
 async def run(order: dict[str, Any]) -> dict[str, Any]:
     crowd = Crowd(order)
     listening: Sequence[asyncio.Task[None]] = await crowd.listen()
-    await (crowd.pay_fast(order["flow"]) if "flow" in order else crowd.pay_at(order["rate"], order["seed"]))
+    if "flow" in order:
+        await crowd.pay_fast(order["flow"])
+    else:
+        await crowd.pay_at(order["rate"], order["seed"], order.get("apart", 0.0))
     await crowd.drain()
     for task in listening:
         task.cancel()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import math
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import date, datetime, time, timedelta
@@ -21,7 +21,8 @@ from caravan.allocations.plan import Plan
 from caravan.db import Database, Tx, redis_hints
 from caravan.db.redis_hints import RedisHints
 from caravan.db.wake import Wake
-from caravan.eventlog import outbox, postgres_log
+from caravan.eventlog import inbox, outbox, postgres_log
+from caravan.eventlog.codec import Envelope
 from caravan.eventlog.postgres_log import SNAPSHOT, Cursor
 from caravan.payments.model import Status
 from caravan.realtime import gateway
@@ -69,18 +70,35 @@ def publish_outside(t: Tamper) -> None:
 
 def mark_before_effect(t: Tamper) -> None:
     """The claim is committed before the handler runs."""
+    t.replace("eventlog.consumer:Consumer._page", lambda _page: claim_aside(t.hit))
 
-    def alone(claim: Any) -> Any:
-        async def claimed(tx: Tx, group: str, envelopes: Any) -> Any:
-            t.hit()
-            info = tx.connection.info
-            address = make_conninfo("", **(info.get_parameters() | {"password": info.password}))
-            async with await psycopg.AsyncConnection[Any].connect(address) as own:
-                return await claim(Tx(own, tx.now, tx.source), group, envelopes)
 
-        return claimed
+def claim_aside(hit: Callable[[], None]) -> Callable[[Any, Cursor], Awaitable[int]]:
+    """A consumer's page whose claims are made and committed in another transaction than the effect."""
 
-    t.replace("eventlog.inbox:claim", alone)
+    async def page(consumer: Any, cursor: Cursor) -> int:
+        async with consumer.db.transaction(consumer.worker.service) as tx:
+            moved, envelopes = await _read_and_move(tx, consumer, cursor)
+            if envelopes:
+                hit()
+                info = tx.connection.info
+                address = make_conninfo("", **(info.get_parameters() | {"password": info.password}))
+                async with await psycopg.AsyncConnection[Any].connect(address) as own:
+                    new = await inbox.claim(Tx(own, tx.now, tx.source), consumer.subscription.group, envelopes)
+                await consumer._apply(tx, new)
+        consumer._cursors[cursor.id] = moved
+        return len(envelopes)
+
+    return page
+
+
+async def _read_and_move(tx: Tx, consumer: Any, cursor: Cursor) -> tuple[Cursor, list[Envelope]]:
+    limit = consumer._limit(cursor.id)
+    cursor, events = await consumer._read(tx, cursor, limit)
+    last = events[-1][0] if events else 0
+    moved = cursor.finished() if len(events) < limit else replace(cursor, last_id=last)
+    await postgres_log.move_cursor(tx, moved)
+    return moved, [envelope for _position, envelope in events]
 
 
 def position_before_effect(t: Tamper) -> None:
@@ -89,17 +107,13 @@ def position_before_effect(t: Tamper) -> None:
     def hasty(_page: Any) -> Any:
         async def page(consumer: Any, cursor: Cursor) -> int:
             async with consumer.db.transaction(consumer.worker.service) as tx:
-                limit = consumer._limit(cursor.id)
-                cursor, events = await consumer._read(tx, cursor, limit)
-                last = events[-1][0] if events else 0
-                moved = cursor.finished() if len(events) < limit else replace(cursor, last_id=last)
-                await postgres_log.move_cursor(tx, moved)
+                moved, envelopes = await _read_and_move(tx, consumer, cursor)
             consumer._cursors[cursor.id] = moved
-            if events:
+            if envelopes:
                 t.hit()
                 async with consumer.db.transaction(consumer.worker.service) as tx:
-                    await consumer._handle(tx, [envelope for _position, envelope in events])
-            return len(events)
+                    await consumer._handle(tx, envelopes)
+            return len(envelopes)
 
         return page
 
@@ -127,7 +141,7 @@ def cursor_on_the_id(t: Tamper) -> None:
 
     t.replace("eventlog.postgres_log:open_window", by_id)
     t.reword(
-        "eventlog.postgres_log:READ_PAGE",
+        "eventlog.postgres_log:TAKE_PAGE",
         ("pg_visible_in_snapshot(xid, %(end)s::pg_snapshot)", "%(end)s::text is not null"),
         ("not pg_visible_in_snapshot(xid, %(start)s::pg_snapshot)", "%(start)s::text is not null"),
     )

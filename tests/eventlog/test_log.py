@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 
 from caravan.db import Database, Tx
-from caravan.eventlog import outbox, workers
+from caravan.eventlog import outbox, postgres_log, workers
 from caravan.eventlog.consumer import Consumer
 from caravan.eventlog.drain import drain
 from caravan.eventlog.lag import list_lag
@@ -195,6 +195,21 @@ async def test_a_turn_looks_beyond_a_window_whose_rest_is_empty(db: Database) ->
     await say(db, confirmed(new_id()))
     assert await consumer.run_once() == 1
     assert await consumer.run_once() == 0
+
+
+async def test_a_window_is_found_by_its_index_also_after_one_large_batch(db: Database) -> None:
+    """The planner then takes one transaction for the whole log."""
+    async with db.transaction("payment-service") as tx:
+        outbox.append(tx, [confirmed(new_id()) for _ in range(2_000)])
+    async with db.connection() as connection:
+        await connection.execute("analyze outbox")
+    async with db.transaction() as tx:
+        next_id = await tx.value("select pg_snapshot_xmax(pg_current_snapshot())::text::bigint")
+        start = f"{next_id}:{next_id + 2}:{next_id},{next_id + 1}"
+        params = {"start": start, "partitions": [0], "types": [PurchaseConfirmed.type], "known": []}
+        plan = "\n".join(await tx.values("explain " + postgres_log.FIND_WINDOW, params))
+    assert plan.count("on outbox_0") == 2
+    assert "Seq Scan on outbox_0" not in plan
 
 
 async def test_lag_is_told_also_for_a_group_whose_worker_never_ran(db: Database) -> None:

@@ -31,7 +31,7 @@ LIMITS = {"commits": 0.09, "statements": 0.22, "wal_bytes": 21_000}
 BUFFERS = {0: 325, PAST_SESSIONS: 338}
 
 # What one payment alone asks through, one after the other: begin and commit too, and the turns that find nothing more.
-ROUND_TRIPS_ALONE = 45
+ROUND_TRIPS_ALONE = 38
 
 # Counts alone matter here: a first change of a page after a checkpoint, or a vacuum, would be chance.
 SETTINGS = {"fsync": "off", "full_page_writes": "off", "autovacuum": "off", "shared_buffers": "256MB"}

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import psycopg
 import pytest
 
 from caravan.db import Database, Tx, pool
-from caravan.eventlog import consumer, inbox, member, outbox
-from caravan.eventlog.codec import Envelope
+from caravan.eventlog import consumer, member, outbox
+from caravan.eventlog.consumer import Consumer
 from caravan.realtime import gateway
 from verify.crashpoints.every import list_steps
 from verify.crashpoints.play import Batch, Found, name_of, parse_case, play
 from verify.crashpoints.points import Fault, Point, Strike, strikes_at
 from verify.crashpoints.stage import Template, make_template
+from verify.sabotages import claim_aside
 from verify.scratch import Databases, ScratchServer
 
 Plan = tuple[Strike, ...]
@@ -80,7 +81,7 @@ async def test_the_product_survives_what_the_broken_ones_below_do_not(databases:
         template,
         "purchases",
         "carts.handlers.DELETE_BOUGHT_ITEMS#0+exception",
-        "eventlog.postgres_log.MOVE_CURSOR#0-connection-dropped",
+        "eventlog.postgres_log.TAKE_PAGE#0-connection-dropped",
         "wake-up hint#0-exception",
     )
     refunds = await struck(databases, template, "refund-part", f"{commit}+done-reported-failed", "10-40P01")
@@ -93,13 +94,7 @@ async def test_the_product_survives_what_the_broken_ones_below_do_not(databases:
 async def test_a_claim_that_is_committed_before_the_effect_is_seen(
     databases: Databases, template: Template, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    claim = inbox.claim
-
-    async def claim_first(tx: Tx, group: str, envelopes: Sequence[Envelope]) -> list[Envelope]:
-        async with await aside(tx) as connection:
-            return await claim(Tx(connection, tx.now, tx.source), group, envelopes)
-
-    monkeypatch.setattr(inbox, "claim", claim_first)
+    monkeypatch.setattr(Consumer, "_page", claim_aside(lambda: None))
     at = await place(databases, template, "purchases", "purchases.store.INSERT_PURCHASES")
     found = await struck(databases, template, "purchases", f"{at}+exception")
     assert f"purchases/{at}+exception" in violated(found)

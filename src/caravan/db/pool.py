@@ -196,8 +196,8 @@ class Database:
         if tx.hints and self.on_hints:
             self.on_hints(tx.hints)
 
-    async def transact(self, work: Callable[[Tx], Awaitable[T]], source: str = "caravan") -> T:
-        """Run `work` in a transaction; run the whole again where the database says that may help.
+    async def transact(self, work: Callable[[Tx], Awaitable[T]], source: str = "caravan", *, few: bool = False) -> T:
+        """Run `work` in a transaction (see there for `few`); run the whole again where the database says that may help.
 
         A commit whose answer is lost is asked for, never repeated blindly: `work` need not be safe to run twice.
         """
@@ -205,7 +205,7 @@ class Database:
             tx: Tx | None = None
             result: list[T] = []
             try:
-                async with self.transaction(source, named=True) as tx:
+                async with self.transaction(source, named=True, few=few) as tx:
                     result.append(await work(tx))
                 return result[0]
             except Exception as error:

@@ -129,30 +129,26 @@ class Consumer(Member):
         return 0
 
     async def _page(self, cursor: Cursor) -> int:
-        """Read, claim, handle and move on, in one transaction; the number of events got past."""
+        """Read, claim, move on and handle, in one transaction; the number of events got past."""
         few = cursor.highest_id - cursor.last_id <= FEW_EVENTS_MAX
+        name, incarnation, limit = self.worker.name, self.worker.incarnation, self._limit(cursor.id)
         async with self.db.transaction(self.worker.service, few=few) as tx:
-            limit = self._limit(cursor.id)
-            cursor, events, last = await self._take(tx, cursor, limit)
-            moved = cursor.finished() if events < limit else replace(cursor, last_id=last)
-            if events:
-                await postgres_log.move_cursor(tx, moved)
-        self._cursors[cursor.id] = moved
-        if events:
-            self._flowed(cursor.id, limit, events)
-        return events
-
-    async def _take(self, tx: Tx, cursor: Cursor, limit: int) -> tuple[Cursor, int, int]:
-        """Do what the next events ask for; the cursor, locked, how many they were, and where the last one stands."""
-        if self.subscription.notes_only:
-            group, name, incarnation = self.subscription.group, self.worker.name, self.worker.incarnation
-            noted = await postgres_log.note_page(tx, group, cursor, name, incarnation, self._types, KNOWN_TYPES, limit)
-            if noted:
-                return noted
-        cursor, page = await self._read(tx, cursor, limit)
-        if page:
-            await self._handle(tx, [envelope for _position, envelope in page])
-        return cursor, len(page), page[-1][0] if page else 0
+            taken = await postgres_log.take_page(
+                tx,
+                self.subscription.group,
+                cursor,
+                name,
+                incarnation,
+                self._types,
+                KNOWN_TYPES,
+                limit,
+                noted=self.subscription.notes_only,
+            )
+            await self._apply(tx, taken.new)
+        self._cursors[cursor.id] = taken.cursor
+        if taken.events:
+            self._flowed(cursor.id, limit, taken.events)
+        return taken.events
 
     async def _read(self, tx: Tx, cursor: Cursor, limit: int) -> tuple[Cursor, list[tuple[int, Envelope]]]:
         """The cursor, locked, and its next events with their positions."""

@@ -135,7 +135,8 @@ async def replay(
     if subscription is None or type(event) not in subscription.handlers:
         said = f"{letter.consumer_group} does not hear {letter.event_type}."
         raise DeadLetterUnreadable(f"{said} {_instead(letter)}")
-    await inbox.apply_events(tx, subscription, [(envelope, event)])
+    if await inbox.claim(tx, subscription.group, [envelope]):
+        await inbox.apply_events(tx, subscription, [(envelope, event)])
     await _resolve(tx, dead_letter_id, "replayed", by, note)
     return letter
 

@@ -41,20 +41,25 @@ async def claim(tx: Tx, group: str, envelopes: Sequence[Envelope]) -> list[Envel
     return [envelope for envelope in envelopes if envelope.id in new]
 
 
-async def apply_events(tx: Tx, subscription: Subscription, events: Sequence[tuple[Envelope, Event]]) -> int:
-    """Claim `events` for the group and run its handlers over the new ones; how many were new.
+GIVE_BACK = "delete from processed_events where consumer_group = %(group)s and event_id = any(%(ids)b::uuid[])"
+
+
+async def give_back(tx: Tx, group: str, envelopes: Sequence[Envelope]) -> None:
+    """Let go of claims whose effect will not be here."""
+    await tx.execute(GIVE_BACK, {"group": group, "ids": [envelope.id for envelope in envelopes]})
+
+
+async def apply_events(tx: Tx, subscription: Subscription, claimed: Sequence[tuple[Envelope, Event]]) -> None:
+    """Run the group's handlers over events that are claimed.
 
     Handlers look at the present state by id, so events of one type are handled together, in order of first appearance.
     """
-    new = {envelope.id for envelope in await claim(tx, subscription.group, [e for e, _ in events])}
-    fresh = [(envelope, event) for envelope, event in events if envelope.id in new]
-    told = [(envelope.id, envelope.type, envelope.correlationid, envelope.traceparent) for envelope, _event in fresh]
+    told = [(envelope.id, envelope.type, envelope.correlationid, envelope.traceparent) for envelope, _event in claimed]
     by_handler: dict[Handler, list[Event]] = {}
     with tracing.handling(subscription.group, told) as traces, correlate(*(each[2] for each in told)):
-        for envelope, event in fresh:
+        for envelope, event in claimed:
             if envelope.correlationid:
                 tx.causes[envelope.correlationid] = Cause(envelope.id, traces[envelope.id])
             by_handler.setdefault(subscription.handlers[type(event)], []).append(event)
         for handler, group_events in by_handler.items():
             await handler(tx, group_events)
-    return len(new)

@@ -202,15 +202,22 @@ class Member(ABC):
             self._suspicions[share] = Suspicion(limit * TRUST_GROWS)
 
     async def _handle(self, tx: Tx, envelopes: Sequence[Envelope]) -> None:
+        """Claim, and do what the new ones ask for."""
+        await self._apply(tx, await inbox.claim(tx, self.subscription.group, envelopes))
+
+    async def _apply(self, tx: Tx, claimed: Sequence[Envelope]) -> None:
+        """Do what they ask for. One that can't be read is parked, and its claim given back: a replay takes it."""
         self._batch_began = time.perf_counter()
         self._unreadable.clear()
         readable: list[tuple[Envelope, Event]] = []
-        for envelope in envelopes:
+        for envelope in claimed:
             try:
                 readable.append((envelope, envelope.event()))
             except Unreadable as error:
                 await dead_letters.park(tx, self.subscription.group, envelope, error.code, str(error), attempts=1)
                 self._unreadable.append((envelope, error.code))
+        if self._unreadable:
+            await inbox.give_back(tx, self.subscription.group, [envelope for envelope, _code in self._unreadable])
         await inbox.apply_events(tx, self.subscription, readable)
 
     async def _suspect(self, share: Hashable, page: Sequence[Envelope], error: Exception) -> int | None:

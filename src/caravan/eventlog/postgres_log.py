@@ -59,8 +59,9 @@ class Fenced(Exception):
 SNAPSHOT = "select pg_current_snapshot()::text"
 
 # The end of a window, and the ids between which its events lie, of those that concern a cursor's group: through the
-# index on xid, from the start's xmax to the end's, plus what was in progress at the start. What a statement sees is
-# what its snapshot shows. Statistics do not survive a crash: when these begin tells one life of the server from the
+# index on xid, from the start's xmax to the end's, plus what was in progress at the start (`between`, for after a large
+# batch the planner takes one transaction for half of the log, and reads it all). What a statement sees is what its
+# snapshot shows. Statistics do not survive a crash: when these begin tells one life of the server from the
 # next. The last column is null, as no transaction that had written may ask; it also keeps the planner from parallel
 # workers, which take 10 ms to start.
 FIND_WINDOW = """
@@ -70,7 +71,9 @@ from (
   select id, partition, type from outbox
   where xid >= pg_snapshot_xmax(%(start)s::pg_snapshot) and xid < pg_snapshot_xmax(pg_current_snapshot())
   union all
-  select id, partition, type from outbox where xid = any(array(select pg_snapshot_xip(%(start)s::pg_snapshot)))
+  select late.* from pg_snapshot_xip(%(start)s::pg_snapshot) as running(xid)
+  cross join lateral (
+    select id, partition, type from outbox where xid between running.xid and running.xid offset 0) late
 ) as event
 where partition = any(%(partitions)b::smallint[])
   and (type = any(%(types)b::text[]) or type <> all(%(known)b::text[]))
@@ -135,15 +138,18 @@ order by id limit %(limit)s
 
 # Lock the cursor and read its page. A wait for the lock does no harm: the window ended before this statement began, so
 # the statement sees all of it; of the cursor it sees the row that it has locked.
-READ_PAGE = f"""
-with mine as ({LOCK_CURSOR})
-select mine.partitions, mine.life, event.*
-from mine left join lateral (
-  select id, event_id, source, type, subject, occurred_at, data, correlation_id, causation_id, partition_key,
-         traceparent, data_version
-  {PAGE}
-) event on true
-order by event.id
+LOCKED_PAGE = f"""
+with mine as ({LOCK_CURSOR}), page as materialized (
+  select event.*
+  from mine cross join lateral (
+    select id, event_id, source, type, subject, occurred_at, data, correlation_id, causation_id, partition_key,
+           traceparent, data_version
+    {PAGE}
+  ) event
+)"""  # noqa: S608 - put together from constants
+
+READ_PAGE = f"""{LOCKED_PAGE}
+select mine.partitions, mine.life, page.* from mine left join page on true order by page.id
 """  # noqa: S608 - put together from constants
 
 
@@ -160,38 +166,62 @@ async def read_page(
     return cursor, [(event[0], _envelope(event)) for event in events]
 
 
-# Note a page as processed without reading it; unless there is something in it that nobody knows.
-NOTE_PAGE = f"""
-with mine as ({LOCK_CURSOR}), page as materialized (
-  select event.*
-  from mine cross join lateral (
-    select id, event_id, type, correlation_id, source
-    {PAGE}
-  ) event
-), judged as (
-  select count(*)::int as events, coalesce(max(id), 0) as last_id,
-    coalesce(bool_and(type = any(%(known)b::text[])), true) as all_known
-  from page
-), noted as (
+# The same; and claim the page for the group, and move the cursor past it. A page that is not full ends the window. Of a
+# page that is only noted comes back what nobody knows. (`in` as a column is a hash table; as a condition it would be a
+# join, and a loop in a loop where the planner takes the page for short.)
+TAKE_PAGE = f"""{LOCKED_PAGE}, claimed as (
   insert into processed_events (consumer_group, event_id, event_type, correlation_id, source, processed_at)
-  select %(group)s, page.event_id, page.type, page.correlation_id, page.source, %(now)s
-  from judged join page on judged.all_known
+  select %(group)s, event_id, type, correlation_id, source, %(now)s from page order by id
   on conflict (consumer_group, event_id) do nothing
+  returning event_id
+), passed as (
+  select count(*)::int as events, max(id) as last_id, count(*) = %(limit)s as is_full from page
+), moved as (
+  update log_cursors cursor set updated_at = now(),
+    window_start = case when is_full then %(start)s else %(end)s end::pg_snapshot,
+    window_end = case when is_full then %(end)s end::pg_snapshot,
+    last_id = case when is_full then passed.last_id else 0 end,
+    highest_id = case when is_full then %(highest_id)s else 0 end
+  from mine, passed where cursor.id = %(id)s and events > 0
 )
-select mine.partitions, mine.life, events, last_id, all_known from mine cross join judged
+select mine.partitions, mine.life, events, last_id, page.event_id in (select event_id from claimed) as is_new, page.*
+from mine cross join passed left join page on not %(noted)s or page.type <> all(%(known)b::text[])
+order by page.id
 """  # noqa: S608 - put together from constants
 
 
-async def note_page(
-    tx: Tx, group: str, cursor: Cursor, owner: str, incarnation: UUID, types: list[str], known: list[str], limit: int
-) -> tuple[Cursor, int, int] | None:
-    """For a group that has nothing to do: the cursor, locked, how many events were noted, and the last one's place.
-    None: read the page, there is something to park. Raises Fenced."""
-    params = _page_params(cursor, owner, incarnation, types, known, limit) | {"group": group, "now": tx.now}
-    rows = await tx.tuples(NOTE_PAGE, params)
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A page whose events are claimed. `cursor`: behind it; `events`: how many they are; `new`: those to be handled."""
+
+    cursor: Cursor
+    events: int
+    new: list[Envelope]
+
+
+async def take_page(
+    tx: Tx,
+    group: str,
+    cursor: Cursor,
+    owner: str,
+    incarnation: UUID,
+    types: list[str],
+    known: list[str],
+    limit: int,
+    *,
+    noted: bool = False,
+) -> Taken:
+    """Lock the cursor, claim the next events of its open window, at most `limit`, and move past them.
+
+    `new`: what the group has not done before; of what is only `noted`, what is not `known`. Raises Fenced, as
+    lock_cursor does.
+    """
+    more = {"group": group, "now": tx.now, "noted": noted}
+    rows = await tx.tuples(TAKE_PAGE, _page_params(cursor, owner, incarnation, types, known, limit) | more)
     cursor = _locked(cursor, rows[0] if rows else None)
-    [(_partitions, _life, events, last_id, all_known)] = rows
-    return (cursor, events, last_id) if all_known else None
+    events, last_id = rows[0][2:4]
+    moved = replace(cursor, last_id=last_id) if events == limit else cursor.finished()
+    return Taken(moved, events, [_envelope(row[5:]) for row in rows if row[4]])
 
 
 def _page_params(

@@ -131,7 +131,7 @@ async def post_confirm(
         await confirm_locked(tx, payment, providers)
         return await _see(tx, actor, payment_id)
 
-    return await db.transact(work, source=SOURCE)
+    return await db.transact(work, source=SOURCE, few=True)
 
 
 @router.post("/webhooks/{provider}", response_model=ReceivedOut, dependencies=[public("webhooks:receive")])
@@ -145,7 +145,7 @@ async def post_webhook(provider: str, request: Request, db: Db, providers: Provi
         tx.trace = trace
         return await receive_webhook(tx, sender, headers, body)
 
-    return ReceivedOut(new=await db.transact(work, source=SOURCE))
+    return ReceivedOut(new=await db.transact(work, source=SOURCE, few=True))
 
 
 async def _read_body(request: Request) -> bytes:

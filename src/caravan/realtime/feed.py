@@ -31,7 +31,8 @@ class Answer:
 # so whoever sees n sees everything before n. The frame is made once, here, however many sockets hear it.
 READ_FEEDS = """
 select asked.ordinal, coalesce(h.seq, 0) as head, f.seq, f.frame
-from unnest(%(ordinals)b::int[], %(students)b::uuid[], %(afters)b::bigint[], %(rooms)b::int[])
+from unnest((select %(ordinals)b::int[]), (select %(students)b::uuid[]), (select %(afters)b::bigint[]),
+            (select %(rooms)b::int[]))
   as asked(ordinal, student_id, after, room)
 left join student_feed_heads h on h.student_id = asked.student_id
 left join lateral (
