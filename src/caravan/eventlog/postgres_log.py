@@ -139,7 +139,7 @@ order by id limit %(limit)s
 # Lock the cursor and read its page. A wait for the lock does no harm: the window ended before this statement began, so
 # the statement sees all of it; of the cursor it sees the row that it has locked.
 LOCKED_PAGE = f"""
-with mine as ({LOCK_CURSOR}), page as materialized (
+mine as ({LOCK_CURSOR}), page as materialized (
   select event.*
   from mine cross join lateral (
     select id, event_id, source, type, subject, occurred_at, data, correlation_id, causation_id, partition_key,
@@ -148,7 +148,8 @@ with mine as ({LOCK_CURSOR}), page as materialized (
   ) event
 )"""  # noqa: S608 - put together from constants
 
-READ_PAGE = f"""{LOCKED_PAGE}
+READ_PAGE = f"""
+with {LOCKED_PAGE}
 select mine.partitions, mine.life, page.* from mine left join page on true order by page.id
 """  # noqa: S608 - put together from constants
 
@@ -169,7 +170,8 @@ async def read_page(
 # The same; and claim the page for the group, and move the cursor past it. A page that is not full ends the window. Of a
 # page that is only noted comes back what nobody knows. (`in` as a column is a hash table; as a condition it would be a
 # join, and a loop in a loop where the planner takes the page for short.)
-TAKE_PAGE = f"""{LOCKED_PAGE}, claimed as (
+TAKE_PAGE = f"""
+with {LOCKED_PAGE}, claimed as (
   insert into processed_events (consumer_group, event_id, event_type, correlation_id, source, processed_at)
   select %(group)s, event_id, type, correlation_id, source, %(now)s from page order by id
   on conflict (consumer_group, event_id) do nothing
