@@ -9,13 +9,15 @@ from uuid import UUID
 import psycopg
 import pytest
 from fastapi import APIRouter, FastAPI, Request
+from starlette.types import Message
 from starlette.websockets import WebSocket
+from structlog.testing import capture_logs
 
 from caravan.db import Database
 from caravan.settings import load_settings
 from caravan.web import auth
 from caravan.web.deps import Trace
-from caravan.web.middleware import BODY_BYTES_MAX
+from caravan.web.middleware import BODY_BYTES_MAX, CLIENT_GONE
 from caravan.web.policies import RouteWithoutPolicy, allow, check_routes, checked_inside, public
 from caravan.web.routes import router
 from caravan.web.schemas import In, QueryText
@@ -66,6 +68,27 @@ THING = "/api/v1/things/018f0000-0000-7000-8000-000000000000"
 @pytest.fixture
 def app(db: Database) -> FastAPI:
     return make_app(db, router, probe)
+
+
+async def test_who_hangs_up_in_the_middle_of_a_request_is_no_error_of_ours(app: FastAPI) -> None:
+    """A provider whose webhook is cut off sends it again; nobody is to be woken for it."""
+    sent: list[Message] = []
+    heard: list[Message] = [
+        {"type": "http.request", "body": b"{", "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+
+    async def receive() -> Message:
+        return heard.pop(0)
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/api/v1/webhooks/sandbox", "headers": [], "query_string": b""}
+    with capture_logs() as logs:
+        await app(scope, receive, send)
+    assert sent == []
+    assert [(line["event"], line.get("status")) for line in logs] == [("request", CLIENT_GONE)]
 
 
 async def test_every_answer_has_the_headers(app: FastAPI) -> None:

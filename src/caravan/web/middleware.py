@@ -12,6 +12,7 @@ from typing import Any, Final
 import structlog
 from fastapi import Request
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from caravan.errors import DomainError, Invalid
@@ -28,6 +29,7 @@ SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 METHODS: Final = SAFE_METHODS | {"POST", "PUT", "PATCH", "DELETE"}
 WEBHOOKS: Final = "/api/v1/webhooks/"  # judged by their signature
 COOKIE_COUNTS_NOTHING: Final = frozenset({"/api/v1/auth/login", "/api/v1/auth/register"})
+CLIENT_GONE: Final = 499  # as nginx has it: whoever asked hung up before saying all of it
 QUIET_PATHS: Final = ("/healthz", "/readyz", "/metrics", "/static/")
 
 CONTENT_SECURITY_POLICY: Final = (
@@ -94,6 +96,8 @@ class Edge:
             _check_address(request)
             self._check_origin(request)
             await self._app(scope, await _bounded(request, receive), answer.send)
+        except ClientDisconnect:
+            answer.status = answer.status or CLIENT_GONE  # nobody to answer, and no fault of ours
         except Exception as error:  # noqa: BLE001, RUF100 - the net: whatever it is, the client gets a problem
             if answer.status:
                 raise  # half an answer is out already; the server closes the connection
