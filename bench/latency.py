@@ -28,8 +28,9 @@ from bench.server import Server
 from harness.processes import free_port
 
 TEMPLATE = "latency"
-IDLE_RATE = 25  # after the time in which a payment surely arrives: idle is when no two meet
+# Idle is when no two payments meet: they come at random, after the time in which the one before has surely arrived.
 IDLE_APART_SECONDS = 0.1
+IDLE_RATE = 25
 WARM = 0.25  # the share of the first payments that is not counted: connections open, statements get prepared
 FLOW = 32
 

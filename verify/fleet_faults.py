@@ -9,11 +9,10 @@ import asyncio
 import signal
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from typing import Any, cast
 
-from caravan.eventlog import inbox, postgres_log
-from caravan.eventlog.consumer import PAGE_EVENTS_MAX, Consumer
+from caravan.eventlog import inbox
+from caravan.eventlog.consumer import Consumer
 
 FOR_EVER_SECONDS = 3600.0
 
@@ -67,24 +66,3 @@ def _before_effects(fault: Callable[[], Awaitable[None]]) -> None:
         return await apply_events(*given, **named)
 
     inbox.apply_events = cast("Any", apply)
-
-
-# ------------------------------------------------------------------ for the sabotage of the kills
-
-
-def move_before_effect() -> None:
-    """The position moves in a transaction of its own, before the effect (seed 003: marked, then not done)."""
-
-    async def page(self: Any, cursor: Any) -> int:
-        async with self.db.transaction(self.worker.service) as tx:
-            cursor, found = await self._read(tx, cursor, PAGE_EVENTS_MAX)
-            last = found[-1][0] if found else 0
-            moved = cursor.finished() if len(found) < PAGE_EVENTS_MAX else replace(cursor, last_id=last)
-            await postgres_log.move_cursor(tx, moved)
-        self._cursors[cursor.id] = moved
-        if found:
-            async with self.db.transaction(self.worker.service) as tx:
-                await self._handle(tx, [envelope for _position, envelope in found])
-        return len(found)
-
-    cast("Any", Consumer)._page = page

@@ -197,6 +197,21 @@ async def test_a_turn_looks_beyond_a_window_whose_rest_is_empty(db: Database) ->
     assert await consumer.run_once() == 0
 
 
+async def test_what_is_stored_is_where_the_reader_goes_on(db: Database) -> None:
+    """Behind a page that is full, and behind one that ends its window: SQL moves the one, Python the other."""
+    consumer = Heard().consumer(db, page=2)
+    await consumer.enter()
+    await say(db, *[confirmed(new_id()) for _ in range(5)])
+    for inside in (True, True, False):
+        assert await consumer.run_once()
+        [cursor] = consumer._cursors.values()  # pyright: ignore[reportPrivateUsage]
+        assert (cursor.window_end is not None) is inside
+        owner = {"group": "listeners", "owner": consumer.worker.name, "incarnation": consumer.worker.incarnation}
+        async with db.transaction() as tx:
+            [(cursor_id, partitions, *place)] = await tx.tuples(postgres_log.LIST_OWN_CURSORS, owner)
+        assert postgres_log.Cursor(cursor_id, tuple(partitions), *place) == cursor
+
+
 async def test_a_window_is_found_by_its_index_also_after_one_large_batch(db: Database) -> None:
     """The planner then takes one transaction for the whole log."""
     async with db.transaction("payment-service") as tx:
